@@ -1,0 +1,25 @@
+"""What a user did wrong, said in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A request that cannot be met as it stands: the message says what came and what was expected.
+
+    The command line prints it as one line and exits with code 2; everything else is a defect and keeps its traceback.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """An error for a name that is none of `known`, with the nearest of them first.
+
+    >>> str(unknown("data set", "minst", ["digits", "mnist"]))
+    "unknown data set 'minst': did you mean 'mnist'? (known: digits, mnist)"
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return InputError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(known)})")
