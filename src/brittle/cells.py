@@ -1,0 +1,309 @@
+"""What a cell does: select rows, train, label, measure, attack. Plain functions of plain parameters and of parents.
+
+A cell's key is a hash of its function and version, its parameters, its parents' keys, the data's digest, and the
+precision and kind of device it runs at. Paths, titles and numbers of threads are not in it: they do not change what is
+computed, or only in the last bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from brittle import measures, naming
+from brittle.attacks.flips import flip_logits
+from brittle.attacks.result import AttackResult, logits_in_batches
+from brittle.data import Data
+from brittle.distillation import soft_labels
+from brittle.errors import InputError
+from brittle.networks import build, channels_last
+from brittle.progress import Progress
+from brittle.softmax import Arithmetic, loss_gradient, loss_gradient_float32
+from brittle.store import Stored
+from brittle.training import fit
+
+# Raise a function's version when a change to it, or to what it calls, changes what it computes.
+VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 1, "attack": 1}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One step of a study, before it is run."""
+
+    title: str  # for people: 'train tempered, seed 0'
+    function: str  # one of VERSIONS
+    params: Mapping[str, Any]  # JSON
+    parents: Mapping[str, Cell] = field(default_factory=dict)
+    digest: str = ""  # of the data set, where the function reads it
+    place: str = ""  # where that data set, or the file it reads, lies; not in the key
+    environment: Mapping[str, str] = field(default_factory=dict)  # device kind and dtype
+
+    @cached_property
+    def key(self) -> str:
+        """32 hexadecimal characters."""
+        made_from = {
+            "function": self.function,
+            "version": VERSIONS[self.function],
+            "params": self.params,
+            "parents": {role: parent.key for role, parent in self.parents.items()},
+            "data": self.digest,
+            "environment": self.environment,
+        }
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a cell's function is given besides its parameters and parents."""
+
+    device: torch.device
+    folder: Callable[[], Path]  # scratch that survives a kill until the cell is finished
+    data: Callable[[str, str], Data]  # (name or path, digest) -> the data set
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell's function gives back to be stored."""
+
+    scalars: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, Tensor]]
+
+
+Parents = Mapping[str, Stored]
+
+
+def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Does what the cell says."""
+    functions = {
+        "select": _select,
+        "train": _train,
+        "adopt": _adopt,
+        "label": _label,
+        "measure": _measure,
+        "attack": _attack,
+    }
+    return functions[cell.function](cell, parents, context)
+
+
+# Rows ---------------------------------------------------------------------------------------------------------------
+
+
+def _select(cell: Cell, _parents: Parents, context: Context) -> Outcome:
+    """The first rows of the test split, kept so that a report can show them without the data set."""
+    data = context.data(cell.place, cell.digest)
+    rows = cell.params["rows"]
+    count = len(data.test) if rows == "all" else min(rows, len(data.test))
+    images, labels = data.test.images[:count].clone(), data.test.labels[:count].clone()
+    scalars = {"rows": count, "data": data.name, "source": data.source, "classes": list(data.classes)}
+    return Outcome(scalars, {"rows": {"images": images, "labels": labels}})
+
+
+# Models -------------------------------------------------------------------------------------------------------------
+
+
+def _train(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    data = context.data(cell.place, cell.digest)
+    params = dict(cell.params)
+    make = naming.network(params.pop("network"))
+    params.pop("code", None)
+    options = _fitted_options(make, params.pop("network_options"), data)
+    network = build(make, seed=params["seed"], **options)
+    labels = parents["labels"].tensors()["labels"] if "labels" in parents else None
+    fitted = fit(
+        network,
+        data,
+        labels=labels,
+        device=str(context.device),
+        dtype=cell.environment["dtype"],
+        checkpoint=context.folder() / "checkpoint.safetensors",
+        progress=context.progress,
+        **params,
+    )
+    return Outcome(
+        {
+            "network_options": options,
+            "loss": [epoch.loss for epoch in fitted.history],
+            "validation_accuracy": [_number(epoch.accuracy) for epoch in fitted.history],
+        },
+        {"weights": fitted.model.state_dict()},
+    )
+
+
+def _fitted_options(make: Callable[..., nn.Module], options: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """The network's options, with channels, classes and size as the data has them unless they are given."""
+    channels, height, width = data.image_shape
+    known = {"channels": channels, "classes": len(data.classes), "size": height}
+    if naming.takes(make, "size") and height != width:
+        raise InputError(f"this network takes square images, those of {data.name} are {height} x {width}")
+    return {name: value for name, value in known.items() if naming.takes(make, name)} | dict(options)
+
+
+def adopted(path: Path, network: str, options: Mapping[str, Any], data: Data) -> Cell:
+    """The cell of weights that were trained elsewhere, from a safetensors file.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    make = naming.network(network)
+    naming.check_options("network", network, make, options)
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"weights {path} cannot be read: {error.strerror}") from error
+    fitted = _fitted_options(make, options, data)
+    params = {"network": network, "network_options": fitted, "sha256": digest}
+    return Cell(f"adopt {path.name}", "adopt", params, place=str(path))
+
+
+def _adopt(cell: Cell, _parents: Parents, _context: Context) -> Outcome:
+    network, options = cell.params["network"], cell.params["network_options"]
+    built = build(naming.network(network), seed=0, **options)
+    try:
+        built.load_state_dict(load_file(cell.place))
+    except Exception as error:  # safetensors and torch raise their own kinds
+        raise InputError(f"{cell.place} does not fit {network}: {' '.join(str(error).split())}") from error
+    return Outcome({"network_options": options}, {"weights": built.state_dict()})
+
+
+def load_model(stored: Stored, device: torch.device) -> nn.Module:
+    """The network of a `train` or `adopt` cell, in evaluation mode."""
+    make = naming.network(stored.record["params"]["network"])
+    network = build(make, seed=0, **stored.scalars["network_options"])
+    network.load_state_dict(stored.tensors("weights"))
+    return channels_last(network.eval().to(device))
+
+
+def _label(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    data = context.data(cell.place, cell.digest)
+    model = load_model(parents["teacher"], context.device)
+    labels = soft_labels(model, data.train.images, cell.params["temperature"], progress=context.progress)
+    return Outcome({}, {"tensors": {"labels": labels}})
+
+
+# Measures -----------------------------------------------------------------------------------------------------------
+
+
+def _measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Logits of the whole test split, gradient amplitudes of the selected rows, saliency maps of one row a class."""
+    data = context.data(cell.place, cell.digest)
+    model = load_model(parents["model"], context.device)
+    test = data.test.to(context.device)
+    logits = logits_in_batches(model, test.images)
+    rows = parents["rows"].tensors("rows")
+    images, labels = rows["images"].to(context.device), rows["labels"].to(context.device)
+    amplitudes = {}
+    arithmetics = get_args(Arithmetic)
+    for number, arithmetic in enumerate(arithmetics):
+
+        def part(done: int, total: int, note: str = "", number: int = number) -> None:
+            context.progress(number * total + done, len(arithmetics) * total, note)
+
+        amplitudes[arithmetic] = measures.gradient_amplitudes(model, images, arithmetic=arithmetic, progress=part)
+    shown = _one_a_class(labels)
+    exact = loss_gradient(model, images[shown], labels[shown])
+    scalars = {
+        "accuracy": asdict(measures.accuracy(logits, test.labels)),
+        "saturated": asdict(measures.saturated(logits)),
+        "confidence": asdict(measures.confidence(logits, test.labels)),
+        "sensitivity": {name: asdict(measures.sensitivity(values)) for name, values in amplitudes.items()},
+    }
+    tensors = {
+        "logits": {"test": logits, "labels": test.labels},
+        "amplitudes": amplitudes,
+        "saliency": {
+            "rows": shown,
+            "sign": exact.sign,
+            "log10": exact.log10,
+            "float32": loss_gradient_float32(model, images[shown], labels[shown]),
+        },
+    }
+    return Outcome(scalars, tensors)
+
+
+def _one_a_class(labels: Tensor) -> Tensor:
+    """The first row of each class that is there, in the order of the classes."""
+    return torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+# Attacks ------------------------------------------------------------------------------------------------------------
+
+
+def _attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """One attack on a shard of the rows, in every arithmetic that is asked for.
+
+    An attack that takes `flips` gets the logits of all one-pixel changes, computed once for all arithmetics; one that
+    takes `progress` is listened to.
+    """
+    params = cell.params
+    attack = naming.attack(params["function"])
+    model = load_model(parents["model"], context.device)
+    rows = parents["rows"].tensors("rows")
+    shard = slice(params["start"], params["stop"])
+    images, labels = rows["images"][shard].to(context.device), rows["labels"][shard].to(context.device)
+    options = dict(params["options"])
+    if naming.takes(attack, "progress"):
+        options["progress"] = context.progress
+    if naming.takes(attack, "flips"):
+        clean = logits_in_batches(model, images)
+        options["flips"] = flip_logits(model, images, clean, progress=context.progress)
+    tensors = {}
+    for arithmetic in params["arithmetic"] or [None]:
+        chosen = {} if arithmetic is None else {"arithmetic": arithmetic}
+        tensors[arithmetic or "result"] = pack(attack(model, images, labels, **options, **chosen))
+    return Outcome({"rows": len(images)}, tensors)
+
+
+def pack(found: AttackResult) -> dict[str, Tensor]:
+    """What must be stored of a result beside its clean images: a pixel attack's few pixels, or the whole images."""
+    packed = {
+        "success": found.success,
+        "prediction": found.prediction,
+        "forwards": found.forwards.int(),
+        "backwards": found.backwards.int(),
+    }
+    if found.targets is not None:
+        packed["targets"] = found.targets
+    if found.pixels is None:
+        return packed | {"adversarial": found.adversarial}
+    pixels = found.pixels[:, : max(1, int(found.flips.max()))]
+    levels = found.adversarial.flatten(2)[:, 0].gather(1, pixels.clamp(min=0))
+    return packed | {"pixels": pixels.int(), "levels": levels.to(torch.uint8)}
+
+
+def unpack(packed: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> AttackResult:
+    """The result that `pack` took apart, given its clean images and labels."""
+    pixels, adversarial = packed.get("pixels"), packed.get("adversarial")
+    if pixels is not None:
+        pixels = pixels.long()
+        flat = images.flatten(2).clone()
+        row, place = (pixels >= 0).nonzero(as_tuple=True)
+        flat[row, :, pixels[row, place]] = packed["levels"][row, place, None].to(flat.dtype)
+        adversarial = flat.view_as(images)
+    assert adversarial is not None
+    return AttackResult(
+        images=images,
+        labels=labels,
+        targets=packed.get("targets"),
+        adversarial=adversarial,
+        success=packed["success"],
+        prediction=packed["prediction"],
+        forwards=packed["forwards"].long(),
+        backwards=packed["backwards"].long(),
+        pixels=pixels,
+    )

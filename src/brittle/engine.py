@@ -1,0 +1,199 @@
+"""Runs cells in this process: what is in the store is not done again, what is killed goes on where it was."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from brittle import __version__, cells
+from brittle.cells import Cell, Context
+from brittle.data import Data
+from brittle.errors import InputError
+from brittle.store import Store, Stored
+
+
+class Watch(Protocol):
+    """Told what happens; see `Quiet` for one that shows nothing."""
+
+    def begin(self, cell: Cell, number: int, total: int) -> None:
+        """Work on `cell`, the `number`th of `total`, begins."""
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """The cell that is being worked on has come this far."""
+
+    def end(self, cell: Cell, cached: bool) -> None:
+        """The cell is in the store; `cached`: it already was."""
+
+    def say(self, sentence: str) -> None:
+        """Something the user should know, such as that a damaged cell is done again."""
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def begin(self, cell: Cell, number: int, total: int) -> None:
+        """Nothing."""
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """Nothing."""
+
+    def end(self, cell: Cell, cached: bool) -> None:
+        """Nothing."""
+
+    def say(self, sentence: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a run."""
+
+    done: int  # cells computed
+    cached: int  # cells that were in the store
+    seconds: float
+
+
+def run(
+    plan: Sequence[Cell],
+    store: Store,
+    *,
+    load: Callable[[str], Data],
+    device: torch.device,
+    fresh: bool = False,
+    watch: Watch | None = None,
+) -> Ran:
+    """Brings every cell of `plan` into the store.
+
+    Args:
+        plan: cells, parents before children.
+        store: where finished cells lie; cells that are there and whole are not done again.
+        load: data set by name or path.
+        device: to compute on; its kind must be that in the cells' environments.
+        fresh: throw the plan's cells away first.
+        watch: told of progress.
+
+    Raises:
+        InputError: if the store cannot be written, the data has changed since the plan was made, or a cell's own work
+            raises one. Cells finished before stay.
+    """
+    watch = watch or Quiet()
+    started = time.monotonic()
+    if fresh:
+        for cell in plan:
+            store.discard(cell.key)
+            store.clear_work(cell.key)
+
+    @lru_cache(maxsize=2)
+    def data(place: str, digest: str) -> Data:
+        found = load(place)
+        if found.digest != digest:
+            raise InputError(f"data set {place} has changed since the study was planned; run it again")
+        return found
+
+    done = 0
+    for number, cell in enumerate(plan, 1):
+        if store.get(cell.key) is None:
+            done += _do(cell, number, len(plan), store, data, device, watch)
+        else:
+            watch.end(cell, cached=True)
+    return Ran(done, len(plan) - done, time.monotonic() - started)
+
+
+def _do(
+    cell: Cell,
+    number: int,
+    total: int,
+    store: Store,
+    data: Callable[[str, str], Data],
+    device: torch.device,
+    watch: Watch,
+) -> bool:
+    """Computes one cell; False if another process had it finished by the time it could be locked."""
+    damage = store.damage(cell.key)
+    if damage:
+        watch.say(f"{cell.title}: stored cell {cell.key[:8]} is damaged ({damage}); doing it again")
+    with store.lock(cell.key, lambda: watch.say(f"{cell.title}: waiting for another process that is doing it")):
+        if store.get(cell.key) is not None:
+            watch.end(cell, cached=True)
+            return False
+        watch.begin(cell, number, total)
+        started, clock = datetime.now(UTC), time.monotonic()
+        parents = {role: _parent(store, parent) for role, parent in cell.parents.items()}
+        context = Context(device, lambda: store.work(cell.key), data, watch.step)
+        outcome = cells.run(cell, parents, context)
+        record = {
+            "title": cell.title,
+            "function": cell.function,
+            "version": cells.VERSIONS[cell.function],
+            "params": dict(cell.params),
+            "parents": {role: parent.key for role, parent in cell.parents.items()},
+            "data": cell.digest,
+            "environment": dict(cell.environment),
+            "scalars": dict(outcome.scalars),
+            "provenance": provenance(device)
+            | {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
+        }
+        store.put(cell.key, record, outcome.tensors)
+        watch.end(cell, cached=False)
+        return True
+
+
+def _parent(store: Store, cell: Cell) -> Stored:
+    stored = store.get(cell.key)
+    if stored is None:
+        raise InputError(f"{cell.title}: its stored cell {cell.key[:8]} has gone or been damaged meanwhile; run again")
+    return stored
+
+
+def recall(store: Store, key: str) -> Cell:
+    """The cell, with its parents, that a stored one was made from.
+
+    Raises:
+        InputError: if it or a parent is not in the store, or was made by another version of its function.
+    """
+    stored = store.get(key)
+    if stored is None:
+        raise InputError(f"cell {key[:8]} is not in the store {store.root}: {store.damage(key) or 'absent'}")
+    record = stored.record
+    cell = Cell(
+        record["title"],
+        record["function"],
+        record["params"],
+        {role: recall(store, parent) for role, parent in record["parents"].items()},
+        digest=record["data"],
+        environment=record["environment"],
+    )
+    if cell.key != key:
+        raise InputError(f"cell {key[:8]} ({cell.title}) was made by another version of brittle; make it again")
+    return cell
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions, machine and number of threads: what the last bits of a result may depend on."""
+    return {
+        "brittle": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+
+
+def _processor() -> str:
+    """The CPU's name and its widest instructions for tensors."""
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

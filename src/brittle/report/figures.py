@@ -1,0 +1,267 @@
+"""Charts as SVG, made with matplotlib's vector backend alone: no display, no global figure, the same bytes each time.
+
+Text and axes take the colour of the text around them, models that of `--model-1` and so on where the page sets them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from brittle.measures import NEGLIGIBLE
+from brittle.report.contents import BOTH, Model, Report
+from brittle.report.pictures import escaped, legible, titled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito 2008, without black and yellow: told apart by the colour-blind, and legible on light and on dark.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_INK = "#010203"  # stands for the colour of the text around
+_PAPER = "#fefdfc"  # stands for the page's ground
+_WIDTH = 9.6  # inches; the page shows it about 960 px wide
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "brittle",
+    "text.parse_math": False,  # a model may be called '$'
+    "font.size": 8.5,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.linewidth": 0.5,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+}
+FLOAT32_TINY = -44.85  # log10 of 1.4e-45, the smallest positive float32
+
+
+def colours(report: Report) -> dict[str, str]:
+    """A colour for each model label; seeds of a model share it."""
+    labels = list(dict.fromkeys(model.label for model in report.models))
+    if len(labels) <= len(COLOURS):
+        return dict(zip(labels, COLOURS, strict=False))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, len(labels)))
+    return {label: to_hex(shade) for label, shade in zip(labels, shades, strict=True)}
+
+
+def success_bars(report: Report) -> str:
+    """Success of each attack on each model, float32 and exact, with intervals; empty if no attack is done."""
+    done = _done(report)
+    if not done:
+        return ""
+    colour = colours(report)
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(done, 0.75 + 0.3 * len(report.models), share_y=True)
+        for label, axes in panels.items():
+            for place, model in enumerate(report.models):
+                _dumbbell(axes, place, model, label, colour[model.label])
+            axes.set(xlim=(-3, 103), ylim=(len(report.models) - 0.5, -0.5), title=legible(label))
+            axes.set_xticks([0, 25, 50, 75, 100])
+            axes.set_yticks(range(len(report.models)), [titled(model, 20) for model in report.models])
+            axes.tick_params(axis="y", length=0)
+            axes.spines["left"].set_visible(False)
+            axes.grid(axis="x", color=_INK, alpha=0.12, linewidth=0.5)
+            axes.set_xlabel("images fooled, %")
+        return _svg(figure, "success", "Share of images fooled by each attack, float32 beside exact arithmetic")
+
+
+def _dumbbell(axes: Axes, place: int, model: Model, label: str, colour: str) -> None:
+    """float32 as a ring, exact as a disc, a line between them, and intervals as bands; a diamond if alone."""
+    found = next((attack.found for attack in model.attacks if attack.label == label), {})
+    shares = {name: one.success for name, one in found.items() if one.success.total}
+    if all(name in shares for name in BOTH):
+        ends = [100 * shares[name].value for name in BOTH]
+        axes.plot(ends, [place, place], color=colour, linewidth=1.1, zorder=2)
+    for name, share in shares.items():
+        low, high = share.interval
+        band = [100 * low, 100 * high]
+        axes.plot(band, [place, place], color=colour, linewidth=6, alpha=0.28, zorder=1, solid_capstyle="butt")
+        inside = _PAPER if name == "float32" else colour
+        value = [100 * share.value]
+        marker = "D" if name == "result" else "o"
+        axes.plot(value, [place], marker, color=colour, markerfacecolor=inside, markersize=6, zorder=3, clip_on=False)
+
+
+def success_curves(report: Report) -> str:
+    """Success against the number of pixels allowed, a panel for each pixel attack; empty if there is none."""
+    done = [label for label in _done(report) if any(one.curve is not None for _, one in _found(report, label))]
+    if not done:
+        return ""
+    colour = colours(report)
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(done, 2.6, share_y=True)
+        for label, axes in panels.items():
+            for model, one in _found(report, label):
+                if one.curve is None or not one.success.total:
+                    continue
+                dashes = (0, (3.2, 1.8)) if one.arithmetic == "float32" else "solid"
+                counts = np.arange(len(one.curve))
+                axes.step(counts, 100 * one.curve.numpy(), where="post", color=colour[model.label], linestyle=dashes)
+            axes.set(ylim=(0, 102), title=legible(label), xlabel="pixels changed, at most")
+            axes.margins(x=0)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.5)
+        next(iter(panels.values())).set_ylabel("images fooled, %")
+        return _svg(figure, "curves", "Share of images fooled against the number of pixels changed, by attack")
+
+
+def amplitudes(report: Report) -> str:
+    """How small the gradients of each model are: a histogram of log10 mean |dF/dx|; empty if nothing is measured."""
+    models = [model for model in report.models if model.measured and len(model.measured.amplitudes.get("exact", ()))]
+    if not models:
+        return ""
+    values = [model.measured.amplitudes["exact"].numpy() for model in models if model.measured]
+    finite = np.concatenate([one[np.isfinite(one)] for one in values])
+    low = min(float(finite.min(initial=0)), -60) * 1.03
+    bins = np.linspace(low, max(2.0, float(finite.max(initial=0))), 70)
+    colour = colours(report)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 0.95 + 0.72 * len(models)), layout="constrained")
+        ratios = [0.2] + [1.0] * len(models)
+        head, *rows = figure.subplots(len(models) + 1, 1, sharex=True, height_ratios=ratios)
+        _marks(head, bins[-1] - bins[0])
+        for axes, model, numbers in zip(rows, models, values, strict=True):
+            axes.hist(numbers[np.isfinite(numbers)], bins=list(bins), color=colour[model.label])
+            axes.axvspan(low, FLOAT32_TINY, color=_INK, alpha=0.07, linewidth=0)
+            axes.axvline(np.log10(NEGLIGIBLE), color=_INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+            axes.set_xlim(bins[0], bins[-1])
+            axes.set_title(titled(model, 32), pad=3)
+            axes.set_title(_rounded_to_zero(model), loc="right", fontsize=8.5, fontweight="normal", pad=3)
+        ticks = [tick for tick in range(-5000, 1, _step(low)) if tick >= low]
+        rows[-1].set_xticks(ticks, [power(tick) for tick in ticks])
+        rows[-1].set_xlabel("mean |dF/dx| of an image, computed exactly")
+        return _svg(figure, "amplitudes", "Histograms of the mean gradient of each image, by model")
+
+
+def _marks(axes: Axes, span: float) -> None:
+    """A line of words over the panels: what lies left of each mark, where there is room."""
+    axes.axis("off")
+    axes.text(FLOAT32_TINY, 0, "exactly 0 in float32 ◂ ", ha="right", va="bottom")
+    if (np.log10(NEGLIGIBLE) - FLOAT32_TINY) / span > 0.12:
+        axes.text(np.log10(NEGLIGIBLE), 0, "“close to zero” ◂ ", ha="right", va="bottom")
+
+
+def _rounded_to_zero(model: Model) -> str:
+    """What float32 makes of these gradients, and how many are zero even when exact."""
+    assert model.measured is not None
+    values = model.measured.amplitudes
+    exact = values["exact"]
+    zeros = int((exact == -np.inf).sum())
+    note = f"; {zeros} are 0 exactly and not drawn" if zeros else ""
+    if "float32" not in values:
+        return note.removeprefix("; ")
+    lost = int((values["float32"] == -np.inf).sum())
+    return f"float32 gives exactly 0 for {lost} of {len(exact)} images{note}"
+
+
+def training(report: Report) -> str:
+    """Loss and validation accuracy by epoch; empty if no model was trained here."""
+    models = [model for model in report.models if model.trained and model.trained.loss]
+    if not models:
+        return ""
+    colour = colours(report)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 2.3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for model in models:
+            assert model.trained is not None
+            for axes, numbers in ((left, model.trained.loss), (right, model.trained.validation_accuracy)):
+                scale = 1 if axes is left else 100
+                epochs = np.arange(1, len(numbers) + 1)
+                axes.plot(epochs, scale * np.array(numbers), color=colour[model.label], linewidth=1.2)
+        left.set(title="training loss", xlabel="epoch")
+        right.set(title="validation accuracy, %", xlabel="epoch", ylim=(0, 102))
+        left.set_ylim(bottom=0)
+        for axes in (left, right):
+            axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return _svg(figure, "training", "Training loss and validation accuracy by epoch, by model")
+
+
+# Parts --------------------------------------------------------------------------------------------------------------
+
+
+def _done(report: Report) -> list[str]:
+    """Attacks of which some result is there."""
+    return [label for label in report.attacks if any(one.success.total for _, one in _found(report, label))]
+
+
+def _found(report: Report, label: str) -> list:
+    """Every model with every result of one attack."""
+    return [
+        (model, one)
+        for model in report.models
+        for attack in model.attacks
+        if attack.label == label
+        for one in attack.found.values()
+    ]
+
+
+def _panels(labels: Sequence[str], height: float, *, share_y: bool) -> tuple[Figure, Mapping[str, Axes]]:
+    """One panel for each label, at most four side by side."""
+    across = min(4, max(len(labels), 2))
+    down = -(-len(labels) // across)
+    figure = Figure(figsize=(_WIDTH, height * down), layout=ConstrainedLayoutEngine(wspace=0.06))
+    axes = figure.subplots(down, across, sharey=share_y, squeeze=False).flatten()
+    for unused in axes[len(labels) :]:
+        unused.set_visible(False)
+    return figure, dict(zip(labels, axes, strict=False))
+
+
+def _step(low: float) -> int:
+    return next((step for step in (10, 20, 25, 50, 100, 200) if -low / step <= 9), 500)
+
+
+def power(exponent: int) -> str:
+    """'10⁻⁴⁵' for -45: without a formula, so that the page's own font draws it."""
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _svg(figure: Figure, salt: str, alternative: str) -> str:
+    """The figure as an <svg> element to put into a page: no fixed size, no identifiers but its own."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a glyph that matplotlib's font lacks, and the reader's may not
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r' id="(?![mp][0-9a-f]{10})[^"]*"', "", svg)  # keep what is referred to: markers and clips
+    svg = re.sub(r"font: ((?:bold |\d{3} )?)([\d.]+px) [^;\"]*", _font, svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    for place, colour in enumerate(COLOURS, 1):
+        svg = svg.replace(f": {colour}", f": var(--model-{place}, {colour})")
+    svg = svg.replace(_INK, "currentColor").replace(_PAPER, "var(--paper, #ffffff)")
+    label = f'role="img" aria-label="{escaped(alternative)}"'
+    return re.sub(r'<svg ([^>]*?)width="[^"]*"', rf"<svg {label} \1", svg, count=1).replace(
+        ' height="', ' data-height="', 1
+    )
+
+
+def _font(match: re.Match[str]) -> str:
+    weight = f"font-weight: {match[1].strip()}; " if match[1] else ""
+    return f"{weight}font-size: {match[2]}; font-family: inherit"

@@ -1,0 +1,247 @@
+"""A study's finished cells -> a Report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from brittle import measures
+from brittle.cells import unpack
+from brittle.measures import Mean, Share
+from brittle.report.contents import (
+    NOT_DONE,
+    Attack,
+    Found,
+    Lost,
+    Measured,
+    Model,
+    Provenance,
+    Report,
+    Saliency,
+    Trained,
+)
+from brittle.store import Store, Stored
+
+_T = TypeVar("_T")
+_VALUES = ("brittle", "torch", "python", "platform", "processor", "threads", "device")
+
+
+def gather(store: Store, name: str) -> Report:
+    """Collects what the store holds of a study; cells that are missing or damaged are listed, not feared.
+
+    Args:
+        store: where the study's cells lie. Nothing is written to it.
+        name: of the study.
+
+    Raises:
+        InputError: if the store has no such study, or its file is damaged.
+    """
+    record = store.read_study(name)
+    reader = _Reader(store)
+    chosen = reader.read("select rows", record["rows"], _rows)
+    scalars, images, labels = chosen or ({}, None, None)
+    several = len({model["seed"] for model in record["models"]}) > 1
+    models = tuple(_model(reader, model, several, images, labels) for model in record["models"])
+    return Report(
+        name=str(record.get("name", name)),
+        title=str(record.get("title", name)),
+        about=str(record.get("about", "")),
+        data=str(scalars.get("data", record.get("study", {}).get("data", "unknown"))),
+        source=str(scalars.get("source", "")),
+        classes=tuple(map(str, scalars.get("classes", ()))),
+        images=images,
+        labels=labels,
+        models=models,
+        cells=len(reader.used),
+        lost=tuple(reader.lost.values()),
+        provenance=_provenance(reader.used, str(record.get("digest", ""))),
+    )
+
+
+class _Reader:
+    """Reads cells, and remembers which were there and which were not."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.used: dict[str, Stored] = {}
+        self.lost: dict[str, Lost] = {}
+
+    def read(self, title: str, key: str, take: Callable[[Stored], _T]) -> _T | None:
+        """What `take` makes of a cell; None if there is no whole cell that it can read."""
+        stored = self.store.get(key)
+        if stored is None:
+            damage = self.store.damage(key)
+            self.lost[key] = Lost(title, f"damaged ({damage})" if damage else NOT_DONE)
+            return None
+        try:
+            taken = take(stored)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+            self.lost[key] = Lost(title, f"damaged (written by another version? {type(error).__name__}: {error})")
+            return None
+        self.used[key] = stored
+        return taken
+
+    def parents(self, key: str) -> None:
+        """Counts the cells that a finished cell was made from and that the study's record does not name."""
+        for role, parent in self.used[key].record.get("parents", {}).items():
+            if parent not in self.used and parent not in self.lost:
+                self.read(f"{role} for {self.used[key].record.get('title', key)}", parent, lambda stored: stored)
+
+
+def _rows(stored: Stored) -> tuple[Mapping[str, Any], Tensor, Tensor]:
+    rows = stored.tensors("rows")
+    return stored.scalars, rows["images"], rows["labels"]
+
+
+def _model(
+    reader: _Reader, entry: Mapping[str, Any], several: bool, images: Tensor | None, labels: Tensor | None
+) -> Model:
+    title = f"{entry['label']}, seed {entry['seed']}"
+    trained = reader.read(f"train {title}", entry["train"], _trained)
+    if trained is not None:
+        reader.parents(entry["train"])
+    return Model(
+        name=entry["name"],
+        label=entry["label"],
+        title=title if several else entry["label"],
+        seed=entry["seed"],
+        axes=entry["axes"],
+        temperature=float(entry["temperature"]),
+        teacher=entry["teacher"],
+        trained=trained,
+        measured=reader.read(f"measure {title}", entry["measure"], _measured),
+        attacks=tuple(_attack(reader, attack, title, images, labels) for attack in entry["attacks"]),
+    )
+
+
+def _trained(stored: Stored) -> Trained:
+    scalars = stored.scalars
+    return Trained(
+        params=stored.record["params"],
+        dtype=str(stored.record.get("environment", {}).get("dtype", "")),
+        loss=tuple(map(_number, scalars.get("loss", ()))),
+        validation_accuracy=tuple(map(_number, scalars.get("validation_accuracy", ()))),
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _measured(stored: Stored) -> Measured:
+    scalars = stored.scalars
+    confidence = scalars["confidence"]
+    low, high = map(_number, confidence["interval"])
+    saliency = stored.tensors("saliency")
+    return Measured(
+        accuracy=Share(**scalars["accuracy"]),
+        saturated=Share(**scalars["saturated"]),
+        confidence=Mean(_number(confidence["value"]), (low, high), confidence["rows"]),
+        sensitivity={name: Share(**values) for name, values in scalars["sensitivity"].items()},
+        amplitudes=stored.tensors("amplitudes"),
+        saliency=Saliency(saliency["rows"], saliency["sign"], saliency["log10"], saliency["float32"]),
+    )
+
+
+# Attacks ------------------------------------------------------------------------------------------------------------
+
+
+def _attack(
+    reader: _Reader, entry: Mapping[str, Any], model: str, images: Tensor | None, labels: Tensor | None
+) -> Attack:
+    """An attack over those of its shards that are finished, in order."""
+    arithmetics = tuple(entry["arithmetic"] or ["result"])
+    keys = entry["cells"]
+    spans, shards = [], []
+    for number, key in enumerate(keys, 1):
+        part = f", shard {number} of {len(keys)}" if len(keys) > 1 else ""
+        shard = reader.read(f"{entry['label']} on {model}{part}", key, lambda stored: _shard(stored, arithmetics))
+        if shard is not None and images is not None:
+            spans.append(shard[0])
+            shards.append(shard[1])
+    rows = torch.cat([torch.arange(start, stop) for start, stop in spans]) if spans else torch.empty(0).long()
+    found = {}
+    if shards and images is not None and labels is not None:
+        for arithmetic in arithmetics:
+            packed = _joined([shard[arithmetic] for shard in shards])
+            found[arithmetic] = _found(arithmetic, packed, images[rows], labels[rows], entry["options"])
+    return Attack(
+        name=entry["name"],
+        label=entry["label"],
+        function=entry["function"],
+        options=entry["options"],
+        rows=rows,
+        found=found,
+        complete=len(shards) == len(keys),
+    )
+
+
+def _shard(stored: Stored, arithmetics: Sequence[str]) -> tuple[tuple[int, int], dict[str, dict[str, Tensor]]]:
+    start, stop = stored.record["params"]["start"], stored.record["params"]["stop"]
+    packed = {arithmetic: stored.tensors(arithmetic) for arithmetic in arithmetics}
+    for tensors in packed.values():
+        for name in ("success", "prediction", "forwards", "backwards"):
+            if len(tensors[name]) != stop - start:
+                raise ValueError(f"{name} has {len(tensors[name])} rows, not {stop - start}")
+    return (start, stop), packed
+
+
+def _joined(shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Shards as one; their lists of pixels are as long as their longest, so the shorter ones are padded."""
+    padding = {"pixels": -1, "levels": 0}
+    joined = {}
+    for name in shards[0]:
+        parts = [shard[name] for shard in shards]
+        if name in padding:
+            width = max(part.shape[1] for part in parts)
+            parts = [F.pad(part, (0, width - part.shape[1]), value=padding[name]) for part in parts]
+        joined[name] = torch.cat(parts)
+    return joined
+
+
+def _found(
+    arithmetic: str, packed: Mapping[str, Tensor], images: Tensor, labels: Tensor, options: Mapping[str, Any]
+) -> Found:
+    result = unpack(packed, images, labels)
+    fooled = result.success & ~result.trivial
+    flips = curve = None
+    if result.pixels is not None:
+        flips = measures.flips_needed(result)
+        trials = options.get("max_pixels")
+        curve = measures.success_curve(result, trials if isinstance(trials, int) else int(result.flips.max()))
+    return Found(
+        arithmetic=arithmetic,
+        success=measures.success_rate(result),
+        flips=flips,
+        curve=curve,
+        sizes={f"l{p:g}": _mean(result.norm(p)[fooled]) for p in (0, 2, math.inf)},
+        forwards=_mean(result.forwards),
+        backwards=_mean(result.backwards),
+        trivial=result.trivial,
+        packed=packed,
+    )
+
+
+def _mean(values: Tensor) -> float:
+    return values.double().mean().item() if len(values) else math.nan
+
+
+# Provenance ---------------------------------------------------------------------------------------------------------
+
+
+def _provenance(used: Mapping[str, Stored], digest: str) -> Provenance:
+    made = [stored.record.get("provenance", {}) for stored in used.values()]
+    values = {name: tuple(sorted({str(one[name]) for one in made if name in one})) for name in _VALUES}
+    dtypes = {stored.record.get("environment", {}).get("dtype") for stored in used.values()}
+    return Provenance(
+        values={name: seen for name, seen in values.items() if seen}
+        | {"training precision": tuple(sorted(filter(None, dtypes)))},
+        seconds=float(sum(one.get("seconds", 0) for one in made)),
+        started=min((str(one["started"]) for one in made if "started" in one), default=""),
+        digest=digest,
+    )

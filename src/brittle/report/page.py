@@ -1,0 +1,257 @@
+"""A report -> report.html, results.json and results.csv."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from brittle.errors import InputError
+from brittle.measures import Flips, Share
+from brittle.report import results
+from brittle.report.contents import BOTH, Attack, Found, Model, Report
+from brittle.report.verdicts import bounds, higher, joined, percent, verdict_sentences
+
+PAGE = "report.html"
+_FIRST = 4  # rows of images shown at once; the others are folded away
+
+
+def write(report: Report, folder: Path | str) -> Path:
+    """Writes report.html, results.json and results.csv, each whole or not at all; what was there is replaced.
+
+    Args:
+        report: see `gather`.
+        folder: made if need be.
+
+    Returns:
+        The path of the page. It needs no network and no other file.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    texts = {"results.json": results.as_json(report), "results.csv": results.as_csv(report), PAGE: html(report)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            _replace(folder / name, text)
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
+    return folder / PAGE
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def html(report: Report) -> str:
+    """The page. All that users named is escaped; only figures made here are put in as they are."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("brittle", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html").render(
+        report=report,
+        verdicts=[sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in verdict_sentences(report)],
+        table=[_summary(model, report) for model in report.models],
+        columns=_columns(report),
+        models=report.models,
+        attacks=_described(report),
+        firsts=_firsts(report),
+        results=[_line(i, m, a, f) for i, m in enumerate(report.models) for a in m.attacks for f in a.found.values()],
+        measures=[_measure(model) for model in report.models if model.measured],
+        wrong_before=_wrong_before(report),
+        provenance=_provenance(report),
+        **_figures(report),
+    )
+
+
+# Figures ------------------------------------------------------------------------------------------------------------
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    """Every figure, as markup that is safe to put into the page; empty where there is nothing to show."""
+    from markupsafe import Markup
+
+    from brittle.report import figures, pictures
+
+    attack = pictures.shown_attack(report)
+    rows = pictures.sample_rows(report, attack) if attack else []
+    maps = list(range(pictures.saliency_rows(report)))
+    shown = {
+        "bars": figures.success_bars(report),
+        "curves": figures.success_curves(report),
+        "amplitudes": figures.amplitudes(report),
+        "training": figures.training(report),
+        "adversarial": pictures.adversarial(report, attack, rows[:_FIRST]) if attack and rows else "",
+        "more_adversarial": pictures.adversarial(report, attack, rows[_FIRST:]) if attack and rows[_FIRST:] else "",
+        "saliency": pictures.saliency(report, maps[:_FIRST]) if maps else "",
+        "more_saliency": pictures.saliency(report, maps[_FIRST:]) if maps[_FIRST:] else "",
+    }
+    colour = {
+        label: f"var(--model-{figures.COLOURS.index(value) + 1})" if value in figures.COLOURS else value
+        for label, value in figures.colours(report).items()
+    }
+    return {
+        "figures": {name: Markup(svg) for name, svg in shown.items()},
+        "colour": colour,
+        "pictured": attack,
+        "pixelwise": any(
+            f.flips for m in report.models for a in m.attacks if a.label == attack for f in a.found.values()
+        ),
+        "alone": any("result" in a.found for m in report.models for a in m.attacks),
+        "more": {"adversarial": len(rows[_FIRST:]), "saliency": len(maps[_FIRST:])},
+        "left_out": len(report.models) - len(pictures.shown_models(report)) if report.models else 0,
+    }
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+def _columns(report: Report) -> list[dict[str, Any]]:
+    """The attacks, each with the arithmetics that it has anywhere."""
+    columns = []
+    for label in report.attacks:
+        names = {name for m in report.models for a in m.attacks if a.label == label for name in a.found}
+        ordered = [name for name in (*BOTH, "result") if name in names] or ["result"]
+        columns.append({"label": label, "arithmetics": ordered})
+    return columns
+
+
+def _firsts(report: Report) -> list[int]:
+    """Which of the columns of success begin a new attack."""
+    counts = [len(column["arithmetics"]) for column in _columns(report)]
+    return [sum(counts[:place]) for place in range(len(counts))]
+
+
+def _summary(model: Model, report: Report) -> dict[str, Any]:
+    """A row of the first table."""
+    attacks = {attack.label: attack for attack in model.attacks}
+    measured = model.measured
+    return {
+        "model": model,
+        "accuracy": _cell(measured.accuracy) if measured else None,
+        "saturated": _cell(measured.saturated) if measured else None,
+        "success": [
+            _success(attacks.get(column["label"]), name)
+            for column in _columns(report)
+            for name in column["arithmetics"]
+        ],
+    }
+
+
+def _cell(share: Share) -> dict[str, Any]:
+    low, high = bounds(share)
+    return {"value": percent(share), "low": low, "high": high, "count": share.count, "total": share.total}
+
+
+def _success(attack: Attack | None, name: str) -> dict[str, Any] | None:
+    if attack is None or name not in attack.found:
+        return None
+    shares = {arithmetic: found.success for arithmetic, found in attack.found.items()}
+    worse = name == "exact" and "float32" in shares and higher(shares["exact"], shares["float32"])
+    return _cell(shares[name]) | {"worse": worse, "rows": 0 if attack.complete else len(attack.rows)}
+
+
+def _line(place: int, model: Model, attack: Attack, found: Found) -> dict[str, Any]:
+    """A row of the table of attacks."""
+    flips = found.flips
+    return {
+        "place": place,
+        "model": model.title,
+        "attack": attack.label,
+        "arithmetic": "" if found.arithmetic == "result" else found.arithmetic,
+        "success": _cell(found.success),
+        "withstood": found.success.total - found.success.count,
+        "flips": None if flips is None else _flips(flips),
+        "l2": _digits(found.sizes["l2"], 2),
+        "forwards": _digits(found.forwards, 0),
+        "backwards": _digits(found.backwards, 0),
+    }
+
+
+def _flips(flips: Flips) -> list[str]:
+    """Mean, median, quartiles and most pixels; dashes if nothing was fooled."""
+    low, high = map(_digits, flips.quartiles)
+    quartiles = f"{low} – {high}" if flips.successes else "–"
+    return [_digits(flips.mean), _digits(flips.median), quartiles, _digits(flips.maximum, 0)]
+
+
+def _measure(model: Model) -> dict[str, Any]:
+    assert model.measured is not None
+    confidence = model.measured.confidence
+    low, high = confidence.interval
+    return {
+        "model": model.title,
+        "sensitivity": {name: _cell(share) for name, share in model.measured.sensitivity.items()},
+        "confidence": [_digits(100 * number) for number in (confidence.value, low, high)],
+    }
+
+
+def _digits(value: float, digits: int = 1) -> str:
+    return f"{value:,.{digits}f}".replace(",", " ") if math.isfinite(value) else "–"
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def _described(report: Report) -> list[dict[str, str]]:
+    """Each attack: its label, its function, its options."""
+    seen = {attack.label: attack for model in report.models for attack in model.attacks}
+    return [
+        {
+            "label": label,
+            "function": attack.function,
+            "options": ", ".join(f"{name} = {value}" for name, value in attack.options.items()),
+        }
+        for label, attack in seen.items()
+    ]
+
+
+def _wrong_before(report: Report) -> str:
+    """'1 of standard, 3 of tempered': rows set aside since the model had them wrong without any attack."""
+    counts = []
+    for model in report.models:
+        found = [one for attack in model.attacks for one in attack.found.values()]
+        if found:
+            counts.append((int(max(one.trivial.sum() for one in found)), model.title))
+    if len(counts) <= 4:
+        return joined([f"{count} for {title}" for count, title in counts]) if counts else ""
+    low, high = min(counts)[0], max(counts)[0]
+    return f"{low} a model" if low == high else f"{low} to {high} a model"
+
+
+def _provenance(report: Report) -> list[tuple[str, str]]:
+    made = report.provenance
+    lines = [(name, ", ".join(values)) for name, values in made.values.items()]
+    lines.append(("computing time", f"{_duration(made.seconds)}, {report.cells} cells"))
+    if made.started:
+        lines.append(("begun", made.started.replace("T", " ").replace("+00:00", " UTC")))
+    if report.seeds:
+        lines.append(("seeds" if len(report.seeds) > 1 else "seed", ", ".join(map(str, report.seeds))))
+    lines.append(("digest of the data", made.digest))
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    """'1 h 05 min', '3 min 20 s', '12 s'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

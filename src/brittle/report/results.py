@@ -1,0 +1,216 @@
+"""results.json and results.csv: every number of a report, with its interval, its counts and what it was made with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from brittle.measures import Flips, Mean, Share
+from brittle.report.contents import Attack, Found, Model, Report
+from brittle.report.verdicts import verdict_sentences
+
+FORMAT = 1  # raise it when a key of results.json changes its meaning or goes away
+
+COLUMNS = [
+    "model",
+    "seed",
+    "temperature",
+    "teacher",
+    "attack",
+    "arithmetic",
+    "accuracy",
+    "saturated",
+    "rows",
+    "rows_right_before",
+    "successes",
+    "success",
+    "low",
+    "high",
+    "flips_mean",
+    "flips_median",
+    "flips_q1",
+    "flips_q3",
+    "flips_max",
+    "failures",
+    "forwards_mean",
+    "backwards_mean",
+]
+
+
+def as_json(report: Report) -> str:
+    """Strict JSON: what is not a number is null."""
+    return json.dumps(_finite(_contents(report)), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def as_csv(report: Report) -> str:
+    """One line for each model, seed, attack and arithmetic; a model that was not attacked has one line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for model in report.models:
+        writer.writerows([[_plain(line.get(column)) for column in COLUMNS] for line in _lines(model)])
+    return text.getvalue()
+
+
+# JSON ---------------------------------------------------------------------------------------------------------------
+
+
+def _contents(report: Report) -> dict[str, Any]:
+    provenance = report.provenance
+    return {
+        "format": FORMAT,
+        "study": {"name": report.name, "title": report.title, "about": report.about},
+        "data": {
+            "name": report.data,
+            "source": report.source,
+            "digest": provenance.digest,
+            "classes": report.classes,
+            "rows": report.rows,
+        },
+        "seeds": report.seeds,
+        "verdicts": verdict_sentences(report),
+        "models": [_model(model) for model in report.models],
+        "missing": [asdict(lost) for lost in report.lost],
+        "provenance": {
+            **{name.replace(" ", "_"): values for name, values in provenance.values.items()},
+            "started": provenance.started,
+            "seconds": provenance.seconds,
+            "cells": report.cells,
+        },
+    }
+
+
+def _model(model: Model) -> dict[str, Any]:
+    named = {
+        "model": model.name,
+        "label": model.label,
+        "seed": model.seed,
+        "axes": model.axes,
+        "temperature": model.temperature,
+        "teacher": model.teacher,
+    }
+    if model.trained is not None:
+        trained = model.trained
+        named["training"] = {
+            "params": trained.params,
+            "dtype": trained.dtype,
+            "loss": trained.loss,
+            "validation_accuracy": trained.validation_accuracy,
+        }
+    if model.measured is not None:
+        measured = model.measured
+        named |= {
+            "accuracy": _share(measured.accuracy),
+            "saturated": _share(measured.saturated),
+            "confidence": _mean(measured.confidence),
+            "sensitivity": {name: _share(share) for name, share in measured.sensitivity.items()},
+            "log10_amplitudes": {
+                name: [round(value, 4) for value in values.tolist()] for name, values in measured.amplitudes.items()
+            },
+        }
+    return named | {"attacks": [_attack(attack) for attack in model.attacks]}
+
+
+def _attack(attack: Attack) -> dict[str, Any]:
+    return {
+        "attack": attack.name,
+        "label": attack.label,
+        "function": attack.function,
+        "options": attack.options,
+        "rows": len(attack.rows),
+        "complete": attack.complete,
+        "arithmetic": {name: _found(found) for name, found in attack.found.items()},
+    }
+
+
+def _found(found: Found) -> dict[str, Any]:
+    return {
+        "success": _share(found.success),
+        "wrong_before": int(found.trivial.sum()),
+        "flips": None if found.flips is None else _flips(found.flips),
+        "success_by_pixels": None if found.curve is None else found.curve.tolist(),
+        "mean_change": found.sizes,
+        "forwards_mean": found.forwards,
+        "backwards_mean": found.backwards,
+    }
+
+
+def _share(share: Share) -> dict[str, Any]:
+    low, high = share.interval
+    return {"value": share.value, "low": low, "high": high, "count": share.count, "total": share.total}
+
+
+def _mean(mean: Mean) -> dict[str, Any]:
+    low, high = mean.interval
+    return {"value": mean.value, "low": low, "high": high, "rows": mean.rows}
+
+
+def _flips(flips: Flips) -> dict[str, Any]:
+    low, high = flips.quartiles
+    return {name: value for name, value in asdict(flips).items() if name != "quartiles"} | {"q1": low, "q3": high}
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinities, which JSON does not have; tuples as lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+# CSV ----------------------------------------------------------------------------------------------------------------
+
+
+def _lines(model: Model) -> Iterator[dict[str, Any]]:
+    named: dict[str, Any] = {
+        "model": model.label,
+        "seed": model.seed,
+        "temperature": model.temperature,
+        "teacher": model.teacher,
+    }
+    if model.measured is not None:
+        named |= {"accuracy": model.measured.accuracy.value, "saturated": model.measured.saturated.value}
+    lines = [
+        named | {"attack": attack.label, "arithmetic": "" if name == "result" else name} | _numbers(found)
+        for attack in model.attacks
+        for name, found in attack.found.items()
+    ]
+    yield from lines or [named]
+
+
+def _numbers(found: Found) -> dict[str, Any]:
+    success = found.success
+    low, high = success.interval
+    numbers = {
+        "rows": len(found.trivial),
+        "rows_right_before": success.total,
+        "successes": success.count,
+        "success": success.value,
+        "low": low,
+        "high": high,
+        "failures": success.total - success.count,
+        "forwards_mean": found.forwards,
+        "backwards_mean": found.backwards,
+    }
+    if found.flips is not None:
+        flips = _flips(found.flips)
+        numbers |= {
+            f"flips_{column}": flips[name]
+            for column, name in (("mean", "mean"), ("median", "median"), ("q1", "q1"), ("q3", "q3"), ("max", "maximum"))
+        }
+    return numbers
+
+
+def _plain(value: Any) -> Any:
+    """As a spreadsheet can take it: a name that begins like a formula gets an apostrophe; NaN is empty."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return f"'{value}"
+    if isinstance(value, float):
+        return format(value, ".6g") if math.isfinite(value) else ""
+    return "" if value is None else value

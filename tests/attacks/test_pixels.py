@@ -1,0 +1,476 @@
+"""Song's algorithms against the paper's own words written as loops, and against models whose answer is known."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from problems import Brightness, Constant, Counting, condition, convnet, linear, pictures, predicted
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from brittle.attacks import AttackResult, song_1, song_2, song_3
+from brittle.attacks.flips import flip_logits
+from brittle.attacks.result import door
+from brittle.errors import InputError
+
+ATTACKS = {1: song_1, 2: song_2, 3: song_3}
+every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=[f"song_{n}" for n in ATTACKS])
+both_arithmetics = pytest.mark.parametrize("arithmetic", ["exact", "float32"])
+
+
+# The paper's text, one image and one flip a call ----------------------------------------------------------------------
+
+
+def published_loss(logits: Tensor, label: int, temperature: float) -> Tensor:
+    """Float32 probabilities, then the logarithm."""
+    return -torch.softmax(logits.float() / temperature, 0)[label].log()
+
+
+def log_odds(logits: Tensor, label: int, temperature: float) -> float:
+    """log((1 - F_y) / F_y), which rises and falls with the loss."""
+    values = logits.tolist()
+    others = [(z - values[label]) / temperature for index, z in enumerate(values) if index != label]
+    return math.log(sum(math.exp(z) for z in others))
+
+
+def gradient(model: nn.Module, image: Tensor, label: int, temperature: float, arithmetic: str) -> Tensor:
+    """(H, W), the pixel's channels moved together."""
+    image = image.clone().requires_grad_(True)
+    logits = model(image[None])[0]
+    if arithmetic == "float32":
+        loss = published_loss(logits, label, temperature)
+    else:
+        loss = F.cross_entropy(logits[None] / temperature, torch.tensor([label]))
+    return torch.autograd.grad(loss, image)[0].sum(0)
+
+
+def largest(saliency: dict[tuple[int, int], float]) -> tuple[int, int]:
+    """The pixel of the largest number, the first of equals."""
+    best = max(saliency.values())
+    return next(pixel for pixel, value in saliency.items() if value == best)
+
+
+def by_the_book(
+    algorithm: int,
+    model: nn.Module,
+    image: Tensor,
+    label: int,
+    target: int | None,
+    max_pixels: int,
+    temperature: float,
+    arithmetic: str,
+) -> tuple[bool, list[int], Tensor]:
+    """Success, the pixels set in order, and the last image. A target's loss is lowered where the label's is raised."""
+    c = image.clone()
+    width = image.shape[2]
+    pixels = [(m, n) for m in range(image.shape[1]) for n in range(width)]
+    aim, direction = (label, 1) if target is None else (target, -1)
+
+    def fooled() -> bool:
+        prediction = int(model(c[None])[0].argmax())
+        return prediction != label if target is None else prediction == target
+
+    def loss(image: Tensor) -> float:
+        logits = model(image[None])[0].detach()
+        if arithmetic == "float32":
+            return published_loss(logits, aim, temperature).item()
+        return log_odds(logits, aim, temperature)
+
+    level: dict[tuple[int, int], float] = {}
+    saliency: dict[tuple[int, int], float] = {}
+    if algorithm == 2:
+        loss_0 = loss(c)
+        for m, n in pixels:
+            temp = c[:, m, n].clone()
+            c[:, m, n] = 1
+            to_one = abs(loss(c) - loss_0)
+            c[:, m, n] = 0
+            to_zero = abs(loss(c) - loss_0)
+            c[:, m, n] = temp
+            saliency[m, n] = max(to_one, to_zero)
+            level[m, n] = 1 if saliency[m, n] == to_one else 0
+    else:
+        slopes = direction * gradient(model, c, aim, temperature, arithmetic)
+        for m, n in pixels:
+            slope = slopes[m, n].item()
+            saliency[m, n] = slope if algorithm == 1 else abs(slope)
+            level[m, n] = 1 if algorithm == 1 or slope > 0 else 0
+
+    if fooled():
+        return True, [], c
+    order = []
+    for _ in range(min(max_pixels, len(pixels))):
+        m, n = largest(saliency)
+        saliency[m, n] = -math.inf
+        c[:, m, n] = level[m, n]
+        order.append(m * width + n)
+        if fooled():
+            return True, order, c
+    return False, [], image
+
+
+@both_arithmetics
+@pytest.mark.parametrize(("channels", "seed"), [(1, 0), (1, 1), (3, 2), (3, 3)])
+@pytest.mark.parametrize("algorithm", ATTACKS)
+@pytest.mark.parametrize("targeted", [False, True])
+def test_batches_do_what_the_paper_does_to_one_image(
+    targeted: bool, algorithm: int, channels: int, seed: int, arithmetic: str
+):
+    model = convnet(channels=channels, seed=seed, gain=2).double()  # so that no rounding depends on the batch
+    images = pictures(6, (channels, 6, 6), seed=seed, dtype=torch.float64)
+    labels = predicted(model, images)
+    labels[0] = (labels[0] + 1) % 4  # wrong from the start
+    targets = (labels + 1 + seed % 2) % 4 if targeted else None
+    temperature, max_pixels = (1.0, 20) if seed % 2 else (7.0, 12)
+    request: dict[str, Any] = {"max_pixels": max_pixels, "temperature": temperature, "arithmetic": arithmetic}
+    found = ATTACKS[algorithm](model, images, labels, targets=targets, **request)
+    for row, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        target = None if targets is None else int(targets[row])
+        success, order, last = by_the_book(algorithm, model, image, label, target, **request)
+        assert found.success[row] == success
+        assert in_order(found, row) == order
+        assert torch.equal(found.adversarial[row], last)
+
+
+def in_order(found: AttackResult, row: int) -> list[int]:
+    """The pixels that were set, and nothing after them."""
+    assert found.pixels is not None
+    pixels = found.pixels[row].tolist()
+    count = int(found.flips[row])
+    assert pixels[count:] == [-1] * (len(pixels) - count)
+    return pixels[:count]
+
+
+def test_the_cases_above_hold_successes_after_one_and_several_flips_and_failures():
+    model = convnet(seed=1, gain=2).double()
+    images = pictures(6, seed=1, dtype=torch.float64)
+    found = song_3(model, images, predicted(model, images), max_pixels=20)
+    assert set(found.success.tolist()) == {True, False} or found.flips.max() > 1
+
+
+# Models whose answer is known ---------------------------------------------------------------------------------------
+
+
+def two_classes(scale: float = 1.0, seed: int = 0) -> tuple[nn.Sequential, Tensor, Tensor, Tensor]:
+    """A linear model of two classes, images, the predicted labels, and (B, H * W) the slope of the log-odds."""
+    model, images = linear(shape=(1, 5, 5), scale=scale, bias=False, seed=seed), pictures(8, (1, 5, 5), seed=seed)
+    weights = model[1].weight.detach()  # type: ignore[union-attr]
+    labels = predicted(model, images)
+    return model, images, labels, weights[1 - labels] - weights[labels]
+
+
+def closed_form(slopes: Tensor, images: Tensor, algorithm: int) -> tuple[Tensor, Tensor]:
+    """Each row's pixels in order, and the level of each."""
+    flat = images.flatten(1)
+    room = torch.maximum(flat, 1 - flat)
+    saliency = {1: slopes, 2: slopes.abs() * room, 3: slopes.abs()}[algorithm]
+    level = {1: torch.ones_like(flat), 2: (flat <= 0.5).float(), 3: (slopes > 0).float()}[algorithm]
+    return saliency.argsort(1, descending=True), level
+
+
+@pytest.mark.parametrize("algorithm", ATTACKS)
+def test_a_linear_model_is_flipped_in_the_order_of_weight_and_room(algorithm: int):
+    model, images, labels, slopes = two_classes()
+    order, level = closed_form(slopes, images, algorithm)
+    found = ATTACKS[algorithm](model, images, labels, max_pixels=25)
+    for row in range(8):
+        flipped = images[row].flatten().clone()
+        margin = -(slopes[row] @ flipped)
+        expected: list[int] = []
+        while margin > 0 and len(expected) < 25:
+            pixel = int(order[row, len(expected)])
+            expected.append(pixel)
+            flipped[pixel] = level[row, pixel]
+            margin = -(slopes[row] @ flipped)
+        assert found.success[row] == (margin < 0)
+        assert in_order(found, row) == (expected if margin < 0 else [])
+    assert found.success.sum() > 0 or algorithm == 2
+
+
+def test_algorithm_3_breaks_a_linear_model_with_the_fewest_pixels_of_all():
+    """From an image without greys every useful flip has full room, so the largest slopes first is the best there is."""
+    model, _, _, _ = two_classes()
+    images = pictures(8, (1, 5, 5)).round()
+    labels = predicted(model, images)
+    weights = model[1].weight.detach()  # type: ignore[union-attr]
+    slopes = weights[1 - labels] - weights[labels]
+    gains = (slopes * ((slopes > 0).float() - images.flatten(1))).sort(1, descending=True).values
+    margin = -(slopes * images.flatten(1)).sum(1)
+    fewest = (gains.cumsum(1) <= margin[:, None]).sum(1) + 1
+    found = song_3(model, images, labels, max_pixels=25)
+    assert found.success.all()
+    assert torch.equal(found.norm(0), fewest)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.5, 8.5])
+def test_equally_important_pixels_are_set_in_the_order_of_their_index(threshold: float):
+    images, labels = torch.zeros(1, 1, 3, 3), torch.tensor([0])
+    for attack in ATTACKS.values():
+        found = attack(Brightness(threshold), images, labels)
+        assert in_order(found, 0) == list(range(math.ceil(threshold)))
+        assert found.adversarial.sum() == math.ceil(threshold)
+
+
+def test_algorithm_1_spends_a_trial_on_a_pixel_that_is_1_already_and_norm_0_does_not_count_it():
+    images = torch.tensor([1.0, 0.0, 1.0, 0.0]).view(1, 1, 2, 2)
+    found = song_1(Brightness(2.5), images, torch.tensor([0]))
+    assert in_order(found, 0) == [0, 1]
+    assert found.norm(0).tolist() == [1]
+
+
+def test_algorithm_1_cannot_darken_where_algorithm_3_does():
+    images, labels = torch.ones(1, 1, 3, 3), torch.tensor([1])
+    assert not song_1(Brightness(7.5), images, labels).success
+    darkened = song_3(Brightness(7.5), images, labels)
+    assert in_order(darkened, 0) == [0, 1]
+    assert darkened.adversarial.sum() == 7
+
+
+@both_arithmetics
+@every_attack
+def test_what_cannot_be_fooled_fails_and_holds_its_clean_image(attack: Callable[..., AttackResult], arithmetic: str):
+    images = pictures(3)
+    found = attack(Constant(), images, torch.zeros(3, dtype=torch.int64), arithmetic=arithmetic)
+    assert not found.success.any()
+    assert torch.equal(found.adversarial, images)
+    assert found.flips.tolist() == [0] * 3
+    assert not found.trivial.any()
+
+
+@every_attack
+def test_rows_misclassified_already_succeed_without_a_flip(attack: Callable[..., AttackResult]):
+    model, images = convnet(gain=2), pictures(4)
+    labels = (predicted(model, images) + 1) % 4
+    found = attack(model, images, labels)
+    assert found.success.all()
+    assert found.trivial.all()
+    assert found.flips.tolist() == [0] * 4
+    assert torch.equal(found.adversarial, images)
+
+
+@every_attack
+def test_rows_on_target_already_succeed_without_a_flip(attack: Callable[..., AttackResult]):
+    model, images = convnet(gain=2), pictures(4)
+    targets = predicted(model, images)
+    found = attack(model, images, (targets + 1) % 4, targets=targets)
+    assert found.trivial.all()
+
+
+@every_attack
+def test_a_targeted_attack_ends_on_its_target_or_fails(attack: Callable[..., AttackResult]):
+    model, images = convnet(gain=2), pictures(12)
+    labels = predicted(model, images)
+    targets = (labels + 1) % 4
+    found = attack(model, images, labels, targets=targets, max_pixels=36)
+    assert found.success.any()
+    assert torch.equal(predicted(model, found.adversarial) == targets, found.success)
+    assert found.targets is targets
+
+
+# Saturation ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", [1, 3])
+def test_exact_finds_in_a_saturated_model_what_it_finds_in_the_same_model_unsaturated(algorithm: int):
+    assert_saturation_costs_nothing(algorithm)
+
+
+def test_exact_differences_find_in_a_saturated_model_what_they_find_unsaturated():
+    assert_saturation_costs_nothing(2)
+
+
+def assert_saturation_costs_nothing(algorithm: int) -> None:
+    plain, images, labels, _ = two_classes()
+    saturated, *_ = two_classes(scale=1e4)
+    expected, found = (ATTACKS[algorithm](model, images, labels, max_pixels=25) for model in (plain, saturated))
+    assert expected.success.any()
+    assert torch.equal(found.success, expected.success)
+    assert found.pixels is not None
+    assert expected.pixels is not None
+    assert torch.equal(found.pixels, expected.pixels)
+
+
+@pytest.mark.parametrize("algorithm", [1, 3])
+def test_float32_sees_only_zeros_in_a_saturated_model_and_takes_pixels_by_index(algorithm: int):
+    saturated, images, labels, _ = two_classes(scale=1e4, seed=4)
+    found = ATTACKS[algorithm](saturated, images, labels, max_pixels=25, arithmetic="float32")
+    assert found.success.any()
+    level = 1.0 if algorithm == 1 else 0.0  # no slope is positive
+    for row in found.success.nonzero().flatten().tolist():
+        count = int(found.flips[row])
+        assert in_order(found, row) == list(range(count))
+        assert (found.adversarial[row].flatten()[:count] == level).all()
+
+
+def test_float32_differences_are_zero_for_flips_that_do_not_change_a_saturated_prediction():
+    images, labels = torch.zeros(1, 1, 3, 3), torch.tensor([0])
+    found = song_2(Amplified(Brightness(2.5), 1e4), images, labels, arithmetic="float32")
+    assert in_order(found, 0) == [0, 1, 2]
+    patchy = torch.tensor([0.1, 0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]).view(1, 1, 3, 3)
+    assert in_order(song_2(Amplified(Brightness(3.5), 1e4), patchy, labels, arithmetic="float32"), 0)[:3] == [0, 1, 2]
+    assert in_order(song_2(Amplified(Brightness(3.5), 1e4), patchy, labels), 0)[:3] == [3, 4, 5]
+
+
+class Amplified(nn.Module):
+    """`model`, its logits times `gain`."""
+
+    def __init__(self, model: nn.Module, gain: float):
+        super().__init__()
+        self.model, self.gain = model, gain
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.gain * self.model(images)
+
+
+# Limits and counts ----------------------------------------------------------------------------------------------------
+
+
+@every_attack
+def test_one_pixel_is_one_trial(attack: Callable[..., AttackResult]):
+    dark = torch.zeros(2, 1, 3, 3)
+    dark[1, 0, 2, 2] = 0.9
+    found = attack(Brightness(1.5), dark, torch.tensor([0, 0]), max_pixels=1)
+    assert found.success.tolist() == [False, True]
+    assert found.pixels is not None
+    assert found.pixels.shape == (2, 1)
+
+
+@every_attack
+def test_no_more_pixels_are_tried_than_there_are(attack: Callable[..., AttackResult]):
+    found = attack(Brightness(9.5), torch.zeros(1, 1, 3, 3), torch.tensor([0]), max_pixels=1_000)
+    assert not found.success
+    assert found.pixels is not None
+    assert found.pixels.shape == (1, 9)
+    assert attack(Brightness(8.5), torch.zeros(1, 1, 3, 3), torch.tensor([0]), max_pixels=1_000).flips.tolist() == [9]
+
+
+@every_attack
+def test_evaluations_are_counted_as_the_model_saw_them(attack: Callable[..., AttackResult]):
+    """A lone row looks at all its 9 trials in one pass."""
+    model = Counting(Brightness(2.5))
+    found = attack(model, torch.zeros(1, 1, 3, 3), torch.tensor([0]))
+    map_forwards, map_backwards = (9, 0) if attack is song_2 else (0, 1)  # 9 flips to 1; to 0 nothing changes
+    assert found.forwards.tolist() == [1 + map_forwards + 9]
+    assert found.backwards.tolist() == [map_backwards]
+    gradient_pass, final_check = (
+        map_backwards,
+        1,
+    )  # the model sees these too: one is told as a backward, one is not told
+    assert sum(model.sizes) == 1 + map_forwards + gradient_pass + 9 + final_check
+
+
+@every_attack
+def test_rows_finished_at_the_door_cost_no_trials(attack: Callable[..., AttackResult]):
+    found = attack(Brightness(2.5), torch.zeros(2, 1, 3, 3), torch.tensor([1, 0]))
+    trials = found.forwards - (10 if attack is song_2 else 1)
+    assert trials.tolist() == [0, 9]
+
+
+@every_attack
+def test_a_crowd_of_rows_is_looked_at_one_trial_at_a_time(attack: Callable[..., AttackResult]):
+    rows = 200
+    model = Counting(Brightness(2.5))
+    found = attack(model, torch.zeros(rows, 1, 3, 3), torch.zeros(rows, dtype=torch.int64))
+    assert (found.forwards == (10 if attack is song_2 else 1) + 3).all()
+    assert max(model.sizes) <= 256
+
+
+# Manners --------------------------------------------------------------------------------------------------------------
+
+
+@both_arithmetics
+@every_attack
+def test_a_row_gets_the_same_alone_and_among_others(attack: Callable[..., AttackResult], arithmetic: str):
+    model, images = convnet(gain=2).double(), pictures(7, dtype=torch.float64)
+    labels = predicted(model, images)
+    together = attack(model, images, labels, max_pixels=30, arithmetic=arithmetic)
+    for row in range(7):
+        one = slice(row, row + 1)
+        alone = attack(model, images[one], labels[one], max_pixels=30, arithmetic=arithmetic)
+        assert torch.equal(alone.success, together.success[one])
+        assert torch.equal(alone.adversarial, together.adversarial[one])
+        assert in_order(alone, 0) == in_order(together, row)
+
+
+@both_arithmetics
+@every_attack
+def test_the_model_and_the_request_are_left_as_they_were(attack: Callable[..., AttackResult], arithmetic: str):
+    model, images = convnet(channels=3, dropout=0.5), pictures(3, (3, 6, 6))
+    model[0].requires_grad_(False)
+    model[3].eval()
+    labels = predicted(copy.deepcopy(model).eval(), images)
+    targets = (labels + 1) % 4
+    before = condition(model), [value.clone() for value in (images, labels, targets)]
+    attack(model, images, labels, targets=targets, arithmetic=arithmetic)
+    assert condition(model) == before[0]
+    for value, was in zip((images, labels, targets), before[1], strict=True):
+        assert torch.equal(value, was)
+        assert not value.requires_grad
+
+
+@every_attack
+def test_dropout_is_off_during_an_attack(attack: Callable[..., AttackResult]):
+    images = pictures(4)
+    noisy, still = convnet(dropout=0.5, gain=2).train(), convnet(dropout=0.5, gain=2).eval()
+    labels = predicted(still, images)
+    assert torch.equal(attack(noisy, images, labels).adversarial, attack(still, images, labels).adversarial)
+
+
+@every_attack
+def test_success_is_what_the_model_says_of_the_final_images(attack: Callable[..., AttackResult]):
+    model, images = convnet(gain=2), pictures(20)
+    labels = predicted(model, images)
+    found = attack(model, images, labels, max_pixels=15)
+    assert found.success.sum() > 0
+    assert torch.equal(predicted(model, found.adversarial) != labels, found.success)
+    assert (found.norm(0) <= found.flips).all()
+    assert found.flips.max() <= 15
+
+
+def test_all_channels_of_a_pixel_are_set():
+    model, images = convnet(channels=3, gain=2), pictures(6, (3, 6, 6))
+    found = song_3(model, images, predicted(model, images), max_pixels=36)
+    assert found.success.any()
+    for row in found.success.nonzero().flatten().tolist():
+        values = found.adversarial[row].flatten(1)[:, in_order(found, row)]
+        assert ((values == 0).all(0) | (values == 1).all(0)).all()
+
+
+def test_shared_flips_give_what_song_2_computes_itself_at_no_cost():
+    model, images = convnet(gain=2), pictures(4)
+    labels = predicted(model, images)
+    shared, spent = flip_logits(model, images, door(model, images, labels))
+    own = song_2(model, images, labels)
+    given = song_2(model, images, labels, flips=(shared, torch.zeros_like(spent)))
+    assert torch.equal(own.adversarial, given.adversarial)
+    assert torch.equal(own.forwards - given.forwards, spent)
+
+
+@every_attack
+def test_progress_ends_with_every_row(attack: Callable[..., AttackResult]):
+    told: list[tuple[int, int]] = []
+    model, images = convnet(), pictures(3)
+    attack(model, images, predicted(model, images), progress=lambda done, total, note="": told.append((done, total)))
+    assert told[-1] == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
+        ({"temperature": -1.0}, r"temperature must be a positive finite number, got -1\.0"),
+        ({"arithmetic": "float64"}, "unknown arithmetic 'float64'"),
+        ({"targets": torch.tensor([0])}, "targets must differ from labels"),
+    ],
+)
+@every_attack
+def test_a_request_that_cannot_be_met_says_what_came(
+    attack: Callable[..., AttackResult], wrong: dict[str, Any], message: str
+):
+    with pytest.raises(InputError, match=message):
+        attack(convnet(), pictures(1), torch.tensor([0]), **wrong)

@@ -1,0 +1,49 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+UNPACKER = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """A data root with the real MNIST, CIFAR-10 (perhaps another compression of it) and Yale faces.
+
+    BRITTLE_TEST_DATA names one; else one is unpacked once, for all workers and later runs, where copies of the sets
+    lie beside the repository. Tests that need it are skipped where there is neither.
+    """
+    if named := os.environ.get("BRITTLE_TEST_DATA"):
+        return Path(named)
+    if not UNPACKER.is_file():
+        pytest.skip(
+            "real data not here: BRITTLE_TEST_DATA names no folder with mnist/, cifar-10-batches-bin/ and so on"
+        )
+    folder = Path(tempfile.gettempdir()) / f"brittle-test-data-{getpass.getuser()}"
+    with FileLock(f"{folder}.lock"):
+        whole = folder / "whole"
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            subprocess.run([sys.executable, UNPACKER, folder], check=True, stdout=subprocess.DEVNULL)
+            whole.touch()
+    return folder
+
+
+@pytest.fixture
+def empty_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in place of the user's cache, and none of brittle's settings in the environment."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(cache / name))
+    monkeypatch.delenv("BRITTLE_DATA", raising=False)
+    monkeypatch.delenv("BRITTLE_OFFLINE", raising=False)
+    return cache / "brittle" / "data"

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from brittle.report import Report, figures, gather, pictures
+from brittle.softmax import SignedLog
+from brittle.store import Store
+
+HOSTILE = "<script>alert(1)</script>"
+Build = Callable[..., Store]
+
+CHARTS = (figures.success_bars, figures.success_curves, figures.amplitudes, figures.training)
+
+
+def grids(report: Report) -> list[str]:
+    rows = pictures.sample_rows(report, "second")
+    return [
+        pictures.adversarial(report, "second", rows),
+        pictures.saliency(report, range(pictures.saliency_rows(report))),
+    ]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_figure_is_xml_that_needs_no_network(build: Build, channels: int):
+    report = gather(build(channels=channels), "tiny")
+
+    for svg in [*(chart(report) for chart in CHARTS), *grids(report)]:
+        root = ElementTree.fromstring(svg)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.get("role") == "img"
+        assert root.get("aria-label")
+        assert "<script" not in svg
+        assert "http" not in re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+
+
+def test_charts_take_the_page_s_colours_and_font(build: Build):
+    report = gather(build(), "tiny")
+    for chart in CHARTS:
+        svg = chart(report)
+        assert "currentColor" in svg
+        assert "var(--model-1, #0072b2)" in svg
+        assert "DejaVu" not in svg
+        assert "#ffffff" not in svg.replace("var(--paper, #ffffff)", "")
+        assert not re.search(r"<svg[^>]* (width|height)=", svg)
+
+
+def test_charts_are_the_same_each_time_and_leave_matplotlib_alone(build: Build):
+    report = gather(build(), "tiny")
+    before = dict(matplotlib.rcParams)
+    assert [chart(report) for chart in CHARTS] == [chart(report) for chart in CHARTS]
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_no_identifier_is_used_by_two_charts(build: Build):
+    report = gather(build(), "tiny")
+    seen = [set(re.findall(r' id="([^"]*)"', chart(report))) for chart in CHARTS]
+    assert sum(map(len, seen)) == len(set.union(*seen))
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "_hidden", "x" * 300, "\x00\x1b[31m", "漢字", "&amp;\"'"])
+def test_charts_survive_any_name(build: Build, name: str):
+    report = gather(build(), "tiny")
+    report = replace(report, models=(replace(report.models[0], title=name, label=name),), classes=(name,) * 3)
+    for svg in [*(chart(report) for chart in CHARTS), *grids(report)]:
+        ElementTree.fromstring(svg)
+
+
+def test_nothing_finished_gives_no_figure(build: Build):
+    store = build()
+    for key in store.keys():  # noqa: SIM118
+        store.discard(key)
+    report = gather(store, "tiny")
+
+    assert [chart(report) for chart in CHARTS] == [""] * 4
+    assert pictures.shown_attack(report) is None
+    assert pictures.saliency_rows(report) == 0
+
+
+def test_many_models_have_a_colour_each(build: Build):
+    report = gather(build(), "tiny")
+    models = tuple(replace(report.models[0], label=f"T={t}", title=f"T={t}") for t in range(9))
+
+    assert len(set(figures.colours(replace(report, models=models)).values())) == 9
+
+
+def test_amplitudes_say_what_float32_loses(build: Build):
+    svg = figures.amplitudes(gather(build(), "tiny"))
+    assert "float32 gives exactly 0 for 12 of 12 images" in svg
+    assert "float32 gives exactly 0 for 0 of 12 images" in svg
+
+
+def test_samples_are_a_row_of_each_class_that_all_had_right(build: Build):
+    report = gather(build(), "tiny")
+    assert pictures.shown_attack(report) == "second"
+    assert pictures.sample_rows(report, "second") == [3, 1, 2]  # row 0 is wrong before any attack
+
+
+def test_images_show_prediction_pixels_and_outlines(build: Build):
+    report = gather(build(), "tiny")
+    svg = pictures.adversarial(report, "second", [2])
+
+    texts = [text for element in ElementTree.fromstring(svg).iter() if (text := element.text)]
+    assert "→ <script>al…" in texts
+    assert texts.count("2 px") == 3  # two of plain, the exact one of the other
+    assert texts.count("not fooled") == 1
+    paths = re.findall(r'd="([^"]*)" fill="none" stroke="(#\w+)"', svg)
+    assert paths[:2] == [("M0 0h1v1h-1z", "#ff3b30"), ("M1 0h1v1h-1z", "#2b9dff")]  # set to 1, then to 0
+
+
+def test_short_names_stand_side_by_side(build: Build):
+    report = replace(gather(build(), "tiny"), classes=("0", "1", "2"))
+    assert "1 → 2" in pictures.adversarial(report, "second", [1])
+
+
+def test_what_is_not_done_has_an_empty_frame(build: Build):
+    report = gather(build(skip=[("attack", HOSTILE, 0, "second", 0)]), "tiny")
+    assert "not done" in pictures.adversarial(report, "second", [2])
+
+
+def test_saliency_prints_numbers_that_no_float_holds(build: Build):
+    svg = pictures.saliency(gather(build(), "tiny"), [0])
+
+    # 35 pixels at 1e-405 and one at -1e-405: a mean of 34 / 36 of it
+    assert "mean 9.4e−406" in svg
+    assert "max 1.0e−405" in svg
+    assert svg.count("all zeros</text>") == 1
+    assert "mean 9.4e−06" in svg
+
+
+@pytest.mark.parametrize(
+    ("sign", "log10", "text"),
+    [
+        (1, -142.51, "3.1e−143"),
+        (-1, -7.64, "−2.3e−08"),
+        (0, -np.inf, "0"),
+        (1, 0.0, "1.0e+00"),
+        (1, -5 - 1e-12, "1.0e−05"),
+        (-1, 12.3, "−2.0e+12"),
+    ],
+)
+def test_scientific(sign: int, log10: float, text: str):
+    assert pictures.scientific(sign, log10) == text
+
+
+def test_largest_is_signed():
+    negative = SignedLog.of(torch.tensor([[-3.0, -2.0]]))
+    assert pictures.scientific(*pictures.largest_of(negative)) == "−2.0e+00"
+    assert pictures.scientific(*pictures.largest_of(SignedLog.of(torch.tensor([-1.0, 0.0])))) == "0"
+
+
+def test_colours_of_gradients_and_images():
+    assert pictures.diverging(np.array([[1.0, -1.0, 0.0]])).tolist() == [[[178, 24, 43], [33, 102, 172], [250] * 3]]
+    assert pictures.picture(torch.tensor([[[0.5]]])).tolist() == [[[128] * 3]]
+    assert pictures.picture(torch.tensor([[[1.0]], [[0.0]], [[0.5]]])).tolist() == [[[255, 0, 128]]]
+
+
+def test_an_image_comes_back_from_its_uri():
+    image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    header, data = pictures.data_uri(image).split(",")
+    assert header == "data:image/png;base64"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), image)

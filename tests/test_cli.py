@@ -1,0 +1,291 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from brittle.cli import app
+from brittle.networks import build, papernot_mnist
+from brittle.store import Store
+
+SMALL = ["--set", "training.epochs=1", "--set", "rows=12", "--set", "shard_rows=6"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A store in which a small quickstart has been run."""
+    home = tmp_path_factory.mktemp("home")
+    done = CliRunner().invoke(app, ["study", "run", "quickstart", *SMALL, "--store", str(home), "-q"])
+    assert done.exit_code == 0, done.output
+    return home
+
+
+@pytest.fixture
+def brittle(monkeypatch, tmp_path):
+    """Runs a command line in a home of its own: exit code, standard output and standard error."""
+    monkeypatch.setenv("BRITTLE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BRITTLE_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments, code=0):
+        done = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert done.exit_code == code, done.output
+        assert "Traceback" not in done.output
+        return done
+
+    return run
+
+
+def one_line(done) -> str:
+    """The only line of an error."""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# What works ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_prints_its_table_and_writes_its_page(brittle, finished):
+    done = brittle("report", "quickstart", "--store", finished)
+    for word in ("standard", "tempered", "distilled", "song_1", "song_2", "song_3"):
+        assert word in done.stdout
+    page = finished / "reports" / "quickstart" / "report.html"
+    assert str(page) in done.stdout
+    assert page.stat().st_size > 10_000
+
+
+def test_a_second_run_takes_all_from_the_store(brittle, finished):
+    done = brittle("study", "run", "quickstart", *SMALL, "--store", finished)
+    assert "0 cells computed, 17" not in done.stderr  # twelve rows in two shards: more cells than models and attacks
+    assert "0 cells computed, 26 from the store" in done.stderr
+
+
+def test_json_is_json_and_nothing_else(brittle, finished):
+    done = brittle("study", "run", "quickstart", *SMALL, "--store", finished, "--json")
+    assert json.loads(done.stdout)
+    assert done.stderr == ""
+
+
+def test_a_dry_run_does_nothing(brittle, tmp_path):
+    done = brittle("study", "run", "quickstart", "--dry-run")
+    assert "17 cells, 0 in the store, 17 to do" in done.stdout
+    assert not (tmp_path / "home").exists()
+
+
+def test_status_counts_what_is_there(brittle, finished):
+    assert "26 in the store, 0 to do" in brittle("study", "status", "quickstart", *SMALL, "--store", finished).stdout
+
+
+def test_a_trained_network_is_attacked_by_its_key(brittle):
+    settings = ["--epochs", 1, "--batch-size", 32, "--temperature", 2]
+    said = brittle("train", *settings).stderr
+    key = said.rpartition("brittle attack ")[2].split()[0]
+    done = brittle("attack", key, "--attack", "song_1", "--attack", "song_3", "--rows", 8, "--option", "max_pixels=20")
+    assert "song_1" in done.stdout
+    assert "song_3" in done.stdout
+    assert "0 cells computed, 3 from the store" in brittle("train", *settings).stderr
+
+
+def test_a_student_learns_from_a_stored_teacher(brittle, finished):
+    teacher = Store(finished).read_study("quickstart")["models"][1]["train"]
+    brittle("train", "--teacher", teacher[:10], "--temperature", 20, "--epochs", 1, "--store", finished, "-q")
+    student = Store(finished).read_study("train")["models"][-1]
+    cell = Store(finished).get(student["train"])
+    label = Store(finished).get(cell.record["parents"]["labels"])
+    assert label.record["parents"]["teacher"] == teacher
+    assert label.record["params"] == {"temperature": 20.0}
+
+
+def test_weights_from_elsewhere_are_attacked(brittle, tmp_path):
+    file = tmp_path / "mine.safetensors"
+    save_file(build(papernot_mnist, seed=5).state_dict(), file)
+    done = brittle("attack", file, "--attack", "song_1", "--rows", 6, "--json")
+    assert json.loads(done.stdout)
+
+
+def test_the_store_is_listed_verified_and_cleaned(brittle, finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    assert "train tempered, seed 0" in brittle("store", "list", "--store", copy).stdout
+    cell = next(copy.glob("cells/*/weights.safetensors"))
+    cell.write_bytes(cell.read_bytes()[:-1])
+    assert "1 damaged" in brittle("store", "verify", "--store", copy, code=1).stdout
+    brittle("store", "clean", "--store", copy)
+    assert "0 damaged" in brittle("store", "verify", "--store", copy).stdout
+    brittle("store", "clean", "--everything", "--yes", "--store", copy)
+    assert not Store(copy).keys()
+
+
+def test_the_lists_name_what_there_is(brittle):
+    assert {"digits", "mnist", "cifar10", "yale-faces"} <= set(json.loads(brittle("data", "list", "--json").stdout))
+    assert "quickstart" in brittle("study", "list").stdout
+    assert json.loads(brittle("study", "show", "song-2017", "--set", "rows=5").stdout)["rows"] == 5
+
+
+def test_a_study_runs_on_a_folder_of_images(brittle, tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("<b>cats</b>", "dogs"):
+        (tmp_path / "mine" / name.replace("/", "")).mkdir(parents=True)
+        for number in range(20):
+            pixels = random.integers(0, 255, (20, 20), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "mine" / name.replace("/", "") / f"{number}.png")
+    settings = [f"data={tmp_path / 'mine'}", "training.epochs=1", "rows=4"]
+    done = brittle("study", "run", "quickstart", *(part for s in settings for part in ("--set", s)))
+    assert "song_2" in done.stdout
+
+
+def test_the_readmes_first_numbers_on_real_mnist(brittle, data_root, monkeypatch):
+    monkeypatch.setenv("BRITTLE_DATA", str(data_root))
+    settings = ["data=mnist", "training.epochs=0", "rows=3"]
+    done = brittle("study", "run", "song-2017", *(part for s in settings for part in ("--set", s)), "--json")
+    assert json.loads(done.stdout)
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["study", "run", "quickstar"], "unknown study 'quickstar': did you mean 'quickstart'?"),
+        (["study", "run", "no.toml"], "study file no.toml cannot be read"),
+        (["study", "run", "quickstart", "--set", "epochs"], "--set needs KEY=VALUE"),
+        (["study", "run", "quickstart", "--set", "data=minst"], "unknown data set or folder 'minst': did you mean"),
+        (["study", "run", "quickstart", "--set", "training.temperature=-1"], "must be a positive finite number"),
+        (["study", "run", "quickstart", "--set", "training.epochs=-1"], "epochs must be at least 0, got -1"),
+        (["study", "run", "quickstart", "--set", "training.epoch=3"], "training.epoch: unknown key"),
+        (["study", "run", "quickstart", "--device", "tpu"], "device must be auto, cpu or cuda[:N], got 'tpu'"),
+        (["study", "run", "quickstart", "--dtype", "float8"], "unknown dtype 'float8'"),
+        (["study", "run", "song-2017"], "mnist"),
+        (["train", "--temperature", "nan"], "temperature must be a positive finite number, got nan"),
+        (["train", "--network", "papernot_mnits"], "did you mean 'papernot_mnist'"),
+        (["train", "--learning-rate", "-1"], "learning_rate must be positive and finite, got -1"),
+        (["attack", "abc", "--attack", "song_9"], "unknown attack 'song_9': did you mean"),
+        (["attack", "abcdef", "--attack", "song_1"], "abcdef"),
+        (["attack", "no.safetensors", "--attack", "song_1"], "weights no.safetensors cannot be read"),
+        (["attack", "abc", "--attack", "song_1", "--option", "pixels=3"], "unknown option of attack song_1"),
+        (["report", "quickstart"], "quickstart"),
+        (["data", "check", "minst"], "did you mean 'mnist'"),
+        (["data", "fetch", "digits"], "digits is built in"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(brittle, empty_roots, arguments, said):
+    assert said in one_line(brittle(*arguments, code=2))
+
+
+def test_divergence_is_said_and_nothing_is_lost(brittle, tmp_path):
+    said = one_line(brittle("train", "--learning-rate", "1e9", "--epochs", 2, "-q", code=2))
+    assert "training diverged: the loss is" in said
+    assert len(Store(tmp_path / "home").keys()) == 1  # the rows
+
+
+def test_weights_that_do_not_fit_are_refused(brittle, tmp_path):
+    file = tmp_path / "mine.safetensors"
+    save_file(build(papernot_mnist, seed=5, classes=7).state_dict(), file)
+    assert "does not fit brittle.networks.papernot_mnist" in one_line(
+        brittle("attack", file, "--attack", "song_1", "--rows", 6, "-q", code=2)
+    )
+
+
+def test_a_network_with_the_wrong_number_of_classes_is_refused(brittle, tmp_path, monkeypatch):
+    (tmp_path / "cli_test_nets.py").write_text(
+        "from torch import nn\ndef seven(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 7))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    said = one_line(brittle("train", "--network", "cli_test_nets.seven", "--epochs", 1, "-q", code=2))
+    assert "must return 10 logits an image, got shape (1, 7)" in said
+
+
+def test_a_network_that_returns_probabilities_is_warned_of(brittle, tmp_path, monkeypatch):
+    (tmp_path / "cli_test_softmax.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    key = (
+        brittle("train", "--network", "cli_test_softmax.net", "--epochs", 1).stderr.rpartition("attack ")[2].split()[0]
+    )
+    assert "look like probabilities" in brittle("attack", key, "--attack", "song_1", "--rows", 5).stderr
+
+
+def test_a_store_that_cannot_be_written_is_said(brittle, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = one_line(brittle("demo", "--store", tmp_path / "file", code=2))
+    assert str(tmp_path / "file") in said
+
+
+def test_images_of_mixed_sizes_and_empty_classes_are_said_by_name(brittle, tmp_path):
+    (tmp_path / "empty" / "cats").mkdir(parents=True)
+    assert "cats" in one_line(brittle("train", "--data", tmp_path / "empty", code=2))
+    for name, size in (("cats", 8), ("dogs", 9)):
+        (tmp_path / "mixed" / name).mkdir(parents=True)
+        Image.new("L", (size, size)).save(tmp_path / "mixed" / name / "1.png")
+    assert "1.png" in one_line(brittle("train", "--data", tmp_path / "mixed", code=2))
+
+
+# What is interrupted ------------------------------------------------------------------------------------------------
+
+
+def command(home: Path, *arguments: str) -> subprocess.Popen:
+    """The real command, in a process of its own."""
+    code = "from brittle.cli import main; main()"
+    line = [sys.executable, "-c", code, "study", "run", "quickstart", *arguments, "--store", str(home), "-v"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def cells_of(home: Path) -> dict[str, dict]:
+    """What every cell holds: its scalars, and the sha256 of its files."""
+    store = Store(home)
+    found = {key: store.get(key) for key in store.keys()}  # noqa: SIM118
+    return {key: {"scalars": cell.scalars, "files": cell.record["files"]} for key, cell in found.items() if cell}
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished_and_exits_with_130(tmp_path):
+    running = command(tmp_path, "--set", "training.epochs=200", "--set", "rows=12")
+    while not Store(tmp_path).keys():
+        time.sleep(0.1)
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    assert "finished cells are kept" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments_it_ends_with_the_same_numbers(tmp_path):
+    settings = ["--set", "training.epochs=4", "--set", "rows=20", "--set", "shard_rows=10"]
+    started = time.monotonic()
+    whole = command(tmp_path / "whole", *settings)
+    _, said = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said
+    lasted = time.monotonic() - started
+
+    draw = random.Random(0)
+    kills = 0
+    for _ in range(5):
+        running = command(tmp_path / "killed", *settings)
+        try:
+            running.communicate(timeout=draw.uniform(0.1, 0.8) * lasted)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.communicate()
+            kills += 1
+    last = command(tmp_path / "killed", *settings)
+    _, said = last.communicate(timeout=300)
+    assert last.returncode == 0, said
+    assert kills >= 3  # a late kill may find it finished
+    assert cells_of(tmp_path / "killed") == cells_of(tmp_path / "whole")

@@ -1,0 +1,177 @@
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from problems import blobs
+
+from brittle import cells, engine, study
+from brittle.errors import InputError
+from brittle.store import Store
+
+CPU = torch.device("cpu")
+NETWORKS = """
+from torch import nn
+
+def tiny(*, channels, classes, size):
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(4 * (size - 2) ** 2, classes)
+    )
+"""
+TABLES = {
+    "name": "tiny",
+    "title": "A tiny study",
+    "data": "blobs",
+    "rows": 12,
+    "shard_rows": 5,
+    "training": {"network": "engine_test_networks.tiny", "epochs": 3, "batch_size": 16, "learning_rate": 0.5},
+    "models": {"teacher": {"temperature": 5.0}, "student": {"teacher": "teacher", "temperature": 5.0}},
+    "attacks": {
+        "song_1": {"function": "brittle.attacks.song_1", "arithmetic": ["float32", "exact"], "max_pixels": 9},
+        "song_2": {"function": "brittle.attacks.song_2", "arithmetic": ["float32", "exact"], "max_pixels": 9},
+    },
+}
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "engine_test_networks.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    return study.expand(study.check(TABLES, "tiny"), blobs(), device="cpu", dtype="float32")
+
+
+class Heard(engine.Quiet):
+    """Remembers what it was told; stops the run at the cell whose title begins with `stop`."""
+
+    def __init__(self, stop: str = "nothing"):
+        self.computed: list[str] = []
+        self.said: list[str] = []
+        self.stop = stop
+
+    def begin(self, cell, number, total):
+        if cell.title.startswith(self.stop):
+            raise KeyboardInterrupt
+
+    def end(self, cell, cached):
+        if not cached:
+            self.computed.append(cell.title)
+
+    def say(self, sentence):
+        self.said.append(sentence)
+
+
+def run(plan, store, **options):
+    return engine.run(plan.cells, store, load=lambda _: blobs(), device=CPU, **options)
+
+
+def hashes(store: Store) -> dict[str, dict]:
+    """What every cell's files hold."""
+    return {key: stored.record["files"] for key in store.keys() if (stored := store.get(key))}  # noqa: SIM118
+
+
+def test_a_second_run_computes_nothing(plan, tmp_path):
+    store = Store(tmp_path / "store")
+    assert run(plan, store).done == len(plan.cells)
+    again = run(plan, Store(tmp_path / "store"))
+    assert (again.done, again.cached) == (0, len(plan.cells))
+
+
+def test_fresh_computes_all_and_gives_the_same_bits(plan, tmp_path):
+    store = Store(tmp_path / "store")
+    run(plan, store)
+    before = hashes(store)
+    assert run(plan, store, fresh=True).done == len(plan.cells)
+    assert hashes(Store(tmp_path / "store")) == before
+
+
+@pytest.mark.parametrize("stop", ["train student", "measure teacher", "song_2 on student, seed 0, rows 5"])
+def test_a_stopped_run_goes_on_and_ends_the_same(plan, tmp_path, stop):
+    run(plan, Store(tmp_path / "whole"))
+    stopped = Heard(stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, Store(tmp_path / "store"), watch=stopped)
+    rest = Heard()
+    run(plan, Store(tmp_path / "store"), watch=rest)
+    assert len(stopped.computed) + len(rest.computed) == len(plan.cells)
+    assert hashes(Store(tmp_path / "store")) == hashes(Store(tmp_path / "whole"))
+
+
+def test_a_damaged_cell_is_done_again_and_said_so(plan, tmp_path):
+    run(plan, Store(tmp_path / "store"))
+    trained = next(cell for cell in plan.cells if cell.title.startswith("train teacher"))
+    file = tmp_path / "store" / "cells" / trained.key / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    heard = Heard()
+    assert run(plan, Store(tmp_path / "store"), watch=heard).done == 1
+    assert heard.computed == [trained.title]
+    assert "is damaged (weights.safetensors: sha256 differs); doing it again" in heard.said[0]
+
+
+def test_two_at_once_do_each_cell_once(plan, tmp_path):
+    heard = [Heard(), Heard()]
+    threads = [
+        threading.Thread(target=run, args=(plan, Store(tmp_path / "store")), kwargs={"watch": watch}) for watch in heard
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(heard[0].computed + heard[1].computed) == sorted(cell.title for cell in plan.cells)
+
+
+def test_attacks_in_shards_find_what_they_find_in_one(plan, tmp_path):
+    store = Store(tmp_path / "store")
+    run(plan, store)
+    whole = study.expand(study.check(TABLES | {"shard_rows": 100}, "tiny"), blobs(), device="cpu", dtype="float32")
+    run(whole, store)
+
+    def joined(of):
+        keys = of.record["models"][1]["attacks"][1]["cells"]
+        packed = [store.get(key).tensors("exact") for key in keys]
+        flips = [(shard["pixels"] >= 0).sum(1) for shard in packed]
+        return torch.cat([shard["success"] for shard in packed]), torch.cat(flips)
+
+    for one, other in zip(joined(plan), joined(whole), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_result_is_unpacked_as_it_was_packed(plan, tmp_path):
+    from brittle.attacks import song_3
+
+    store = Store(tmp_path / "store")
+    run(plan, store)
+    model = cells.load_model(store.get(plan.record["models"][0]["train"]), CPU)
+    test = blobs().test
+    found = song_3(model, test.images, test.labels, max_pixels=20)
+    again = cells.unpack(cells.pack(found), found.images, found.labels)
+    assert torch.equal(again.adversarial, found.adversarial)
+    assert torch.equal(again.flips, found.flips)
+    assert torch.equal(again.prediction, model(found.adversarial).argmax(1))
+
+
+def test_a_recalled_cell_has_its_own_key(plan, tmp_path):
+    store = Store(tmp_path / "store")
+    run(plan, store)
+    for cell in plan.cells:
+        assert engine.recall(store, cell.key).key == cell.key
+    with pytest.raises(InputError, match="is not in the store"):
+        engine.recall(store, "0" * 32)
+
+
+def test_data_that_changed_since_the_plan_is_refused(plan, tmp_path):
+    with pytest.raises(InputError, match="has changed since the study was planned"):
+        engine.run(plan.cells, Store(tmp_path), load=lambda _: replace(blobs(), digest="1" * 64), device=CPU)
+
+
+def test_a_record_says_what_it_was_made_with(plan, tmp_path):
+    store = Store(tmp_path / "store")
+    run(plan, store)
+    made = store.get(plan.record["models"][0]["train"]).record["provenance"]
+    assert made["torch"] == str(torch.__version__)
+    assert made["threads"] == torch.get_num_threads()
+    assert {"brittle", "python", "platform", "processor", "device", "started", "seconds"} <= set(made)
+    assert str(Path.home()) not in str(made)

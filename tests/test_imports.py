@@ -1,0 +1,105 @@
+"""The house has floors: a file imports only from files above it."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import brittle
+
+ROOT = Path(brittle.__file__).parent
+FLOORS = [
+    "errors",
+    "progress",
+    "reading",
+    "download",
+    "data",
+    "networks",
+    "softmax",
+    "training",
+    "distillation",
+    "attacks.result",
+    "attacks.flips",
+    "attacks.pixels",
+    "attacks",
+    "measures",
+    "naming",
+    "store",
+    "cells",
+    "study",
+    "engine",
+    "report",
+    "console",
+    "cli",
+]
+MAY_ATTACKS = {"errors", "progress", "networks", "softmax", "attacks"}
+MAY_REPORT = {"errors", "store", "cells", "measures", "attacks", "softmax", "report"}
+
+
+def modules() -> dict[str, Path]:
+    """Name below `brittle` and file of every module."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of brittle that a file imports anywhere, but for type checking."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "brittle":
+            base = (node.module or "").removeprefix("brittle").removeprefix(".")
+            names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
+            found |= {name if name in modules() else base for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("brittle.") for a in node.names if a.name.startswith("brittle.")}
+    return found - {""}
+
+
+def floor(name: str) -> int:
+    while name not in FLOORS:
+        name, _, _ = name.rpartition(".")
+    return FLOORS.index(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - {""}))
+def test_a_file_imports_only_from_files_above_it(name):
+    below = {other for other in imported(modules()[name]) if floor(other) > floor(name)}
+    assert not below
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - {""}))
+def test_attacks_and_reports_keep_to_their_rooms(name):
+    room = name.split(".")[0]
+    allowed = {"attacks": MAY_ATTACKS, "report": MAY_REPORT}.get(room)
+    if allowed is not None:
+        assert {other.split(".")[0] for other in imported(modules()[name])} <= allowed
+
+
+def test_no_file_loads_pickles():
+    for path in modules().values():
+        assert "import pickle" not in path.read_text()
+        assert "torch.load(" not in path.read_text()
+
+
+def test_help_needs_no_torch():
+    code = "import sys, brittle.cli; print([m for m in ('torch', 'matplotlib', 'sklearn', 'numpy') if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+def test_every_exported_name_is_there():
+    for name in brittle.__all__:
+        assert getattr(brittle, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = brittle.nothing
+    assert importlib.import_module("brittle.attacks").song_1

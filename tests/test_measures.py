@@ -1,0 +1,114 @@
+import math
+
+import pytest
+import torch
+from problems import convnet, linear, pictures
+from scipy.stats import binomtest
+
+from brittle import measures
+from brittle.attacks.result import AttackResult
+
+
+def result(success, flips, *, trivial=()):
+    """An AttackResult of 1 x 4 x 4 images with so many pixels set in each row; trivial rows were wrong at the start."""
+    rows = len(success)
+    images = torch.full((rows, 1, 4, 4), 0.5)
+    pixels = torch.full((rows, 16), -1)
+    adversarial = images.clone()
+    for row, count in enumerate(flips):
+        pixels[row, :count] = torch.arange(count)
+        adversarial[row].view(-1)[:count] = 1
+    done = torch.tensor(success)
+    labels = torch.zeros(rows, dtype=torch.int64)
+    return AttackResult(
+        images, labels, None, adversarial, done, done.long(), forwards=labels, backwards=labels, pixels=pixels
+    )
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 10), (1, 41), (2, 41), (50, 100), (100, 100), (9957, 10000)])
+def test_the_interval_is_wilsons(count, total):
+    expected = binomtest(count, total).proportion_ci(method="wilson")
+    share = measures.Share(count, total)
+    assert share.interval == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert share.value == count / total
+
+
+def test_a_share_of_no_rows_is_not_a_number():
+    share = measures.Share(0, 0)
+    assert math.isnan(share.value)
+    assert all(math.isnan(end) for end in share.interval)
+    assert math.isnan(measures.mean(torch.empty(0)).value)
+
+
+def test_the_bootstrap_interval_is_that_of_the_normal_mean():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)) * 2 + 5
+    found = measures.mean(values)
+    half = 1.96 * float(values.std()) / 20
+    centre = float(values.mean())
+    assert found.interval == pytest.approx((centre - half, centre + half), abs=0.15 * half)
+    assert found.value == pytest.approx(centre)
+
+
+def test_success_leaves_out_rows_that_were_wrong_from_the_start():
+    found = result([True, True, False, True], [0, 3, 0, 5])
+    assert found.trivial.tolist() == [True, False, False, False]
+    assert measures.success_rate(found) == measures.Share(2, 3)
+
+
+def test_flips_are_counted_over_successes_with_the_failures_beside():
+    flips = measures.flips_needed(result([True, True, False, True, True], [0, 2, 0, 4, 12]))
+    assert (flips.mean, flips.median, flips.maximum) == (6, 4, 12)
+    assert flips.quartiles == (3, 8)
+    assert (flips.successes, flips.failures) == (3, 1)
+
+
+def test_flips_of_no_success_are_not_a_number():
+    flips = measures.flips_needed(result([False, False], [0, 0]))
+    assert math.isnan(flips.mean)
+    assert (flips.successes, flips.failures) == (0, 2)
+
+
+def test_the_success_curve_counts_rows_fooled_so_far():
+    curve = measures.success_curve(result([True, True, False, True, True], [0, 1, 0, 3, 3]), trials=4)
+    assert curve.tolist() == [0, 0.25, 0.25, 0.75, 0.75]
+
+
+def test_a_saturated_row_is_exactly_one_hot():
+    # float32 e^-88 is a denormal number, not zero; e^-200 is zero. 1 - e^-20 rounds to 1, but e^-20 is not zero.
+    logits = torch.tensor([[200.0, 0, 0], [88.0, 0, 0], [20.0, 0, 0], [0.0, 0, 0]])
+    assert measures.saturated(logits) == measures.Share(1, 4)
+
+
+def test_accuracy_and_confidence_by_hand():
+    logits = torch.tensor([[math.log(3), 0.0], [0.0, math.log(9)], [math.log(4), 0.0]])
+    labels = torch.tensor([0, 1, 1])
+    assert measures.accuracy(logits, labels) == measures.Share(2, 3)
+    assert measures.confidence(logits, labels).value == pytest.approx((0.75 + 0.9 + 0) / 3)
+
+
+def test_amplitudes_of_a_linear_model_are_its_closed_form():
+    model = linear(classes=3, shape=(1, 2, 2), scale=2.0)
+    images = pictures(5, (1, 2, 2))
+    logits = model(images).detach().double()
+    F = torch.softmax(logits, 1)
+    weight = model[1].weight.detach().double()
+    jacobian = torch.einsum("bi,bil,ld->bid", F, torch.eye(3, dtype=torch.float64) - F[:, None], weight)
+    expected = jacobian.abs().mean((1, 2)).log10()
+    assert torch.allclose(measures.gradient_amplitudes(model, images), expected, atol=1e-5)
+    assert torch.allclose(measures.gradient_amplitudes(model, images, arithmetic="float32"), expected, atol=1e-4)
+
+
+def test_amplitudes_do_not_underflow_where_float32_does():
+    images = pictures(6)
+    exact = measures.gradient_amplitudes(convnet(gain=1e4), images)
+    rounded = measures.gradient_amplitudes(convnet(gain=1e4), images, arithmetic="float32")
+    assert torch.isfinite(exact).all()
+    assert (exact < -45).any()
+    assert torch.isneginf(rounded[exact < -46]).all()
+    assert measures.sensitivity(exact).count == (exact < -10).sum()
+
+
+def test_amplitudes_do_not_depend_on_the_batch():
+    images = pictures(7)
+    whole = measures.gradient_amplitudes(convnet(), images, batch=7)
+    assert torch.allclose(whole, measures.gradient_amplitudes(convnet(), images, batch=2), atol=1e-6)

@@ -1,0 +1,154 @@
+"""The papers' networks by arithmetic, and networks that are built, read and held still."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from problems import bits, condition, convnet, pictures
+from torch import nn
+
+from brittle.errors import InputError
+from brittle.networks import build, frozen, logits_of, papernot_cifar, papernot_mnist, parameter_dtype
+
+
+def conv(inputs: int, outputs: int) -> int:
+    return inputs * outputs * 3 * 3 + outputs
+
+
+def dense(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+# (28 - 4) / 2 = 12, (12 - 4) / 2 = 4; (60 - 4) / 2 = 28, (28 - 4) / 2 = 12; (32 - 4) / 2 = 14, (14 - 4) / 2 = 5
+SIZES = [
+    (papernot_mnist, {}, (1, 28, 28), 10, conv(1, 32) + conv(32, 32) + conv(32, 64) + conv(64, 64), 64 * 4**2, 200),
+    (
+        papernot_mnist,
+        {"size": 60, "classes": 15},
+        (1, 60, 60),
+        15,
+        conv(1, 32) + conv(32, 32) + conv(32, 64) + conv(64, 64),
+        64 * 12**2,
+        200,
+    ),
+    (papernot_cifar, {}, (3, 32, 32), 10, conv(3, 64) + conv(64, 64) + conv(64, 128) + conv(128, 128), 128 * 5**2, 256),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "shape", "classes", "convolutions", "flat", "width"), SIZES)
+def test_the_papers_networks_have_the_papers_size(
+    make: Callable[..., nn.Sequential],
+    options: dict[str, int],
+    shape: tuple[int, int, int],
+    classes: int,
+    convolutions: int,
+    flat: int,
+    width: int,
+):
+    network = make(**options)
+    expected = convolutions + dense(flat, width) + dense(width, width) + dense(width, classes)
+    assert sum(p.numel() for p in network.parameters()) == expected
+    assert network(torch.zeros(2, *shape)).shape == (2, classes)
+
+
+def test_the_mnist_network_has_312202_parameters():
+    assert sum(p.numel() for p in papernot_mnist().parameters()) == 312_202
+
+
+def test_sixteen_pixels_are_enough_and_fifteen_are_refused():
+    assert papernot_mnist(size=16)(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+    with pytest.raises(InputError, match="at least 16 x 16 pixels, got size=15"):
+        papernot_mnist(size=15)
+
+
+def test_dropout_has_the_rate_asked_for_before_each_dense_layer():
+    for network, rate in ((papernot_mnist(), 0.5), (papernot_cifar(dropout=0.2), 0.2)):
+        before = [network[i - 1] for i, layer in enumerate(network) if isinstance(layer, nn.Linear)]
+        assert [layer.p for layer in before if isinstance(layer, nn.Dropout)] == [rate] * 3
+
+
+@pytest.mark.parametrize("make", [papernot_mnist, papernot_cifar])
+def test_weights_fill_glorots_interval_and_biases_are_zero(make: Callable[[], nn.Sequential]):
+    for layer in build(make, seed=0).modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        outputs, inputs, *window = layer.weight.shape
+        bound = math.sqrt(6 / ((inputs + outputs) * math.prod(window)))
+        largest = layer.weight.abs().max().item()
+        assert 0.95 * bound < largest <= bound * (1 + 1e-6)
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+        assert layer.bias is not None
+        assert (layer.bias == 0).all()
+
+
+def test_a_seed_gives_the_same_bits_and_another_seed_others():
+    one, same, other = (build(papernot_mnist, seed=seed, size=16) for seed in (7, 7, 8))
+    assert bits(one) == bits(same)
+    assert bits(one) != bits(other)
+
+
+def test_building_leaves_the_callers_random_state_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    build(papernot_mnist, seed=7, size=16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def half_frozen() -> nn.Sequential:
+    """Some modules training, some not; some parameters wanted, some not."""
+    network = nn.Sequential(convnet(dropout=0.5), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    network[0][3].train()  # type: ignore[index]
+    network[1].eval()
+    network[2].requires_grad_(False)
+    return network
+
+
+def test_a_frozen_model_evaluates_and_takes_no_gradients():
+    model = half_frozen()
+    with frozen(model) as same:
+        assert same is model
+        assert not any(m.training for m in model.modules())
+        assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_frozen_gives_every_mode_and_flag_back():
+    model = half_frozen()
+    before = condition(model)
+    with frozen(model):
+        model(pictures(2))
+    assert condition(model) == before
+
+
+def test_frozen_gives_every_mode_and_flag_back_after_an_error():
+    model = half_frozen()
+    before = condition(model)
+    with pytest.raises(KeyError), frozen(model):
+        raise KeyError
+    assert condition(model) == before
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32)],
+)
+def test_logits_come_from_the_models_own_precision_in_float32_or_better(weights: torch.dtype, expected: torch.dtype):
+    model, images = convnet().to(weights), pictures(3, dtype=torch.float32)
+    found = logits_of(model, images)
+    assert found.dtype == expected
+    assert torch.equal(found, model(images.to(weights)).to(expected))
+
+
+def test_logits_pass_gradients_to_images_of_another_precision():
+    images = pictures(2, dtype=torch.float64).requires_grad_(True)
+    logits_of(convnet(), images).sum().backward()
+    assert images.grad is not None
+    assert images.grad.dtype == torch.float64
+    assert (images.grad != 0).any()
+
+
+def test_a_model_without_weights_counts_as_float32():
+    assert parameter_dtype(nn.Flatten()) == torch.float32
+    assert parameter_dtype(nn.Linear(2, 2).double()) == torch.float64
