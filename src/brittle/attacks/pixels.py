@@ -15,11 +15,13 @@ from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_of,
 from brittle.errors import InputError
 from brittle.progress import Progress, silent
 from brittle.softmax import (
+    LN10,
     Arithmetic,
+    SignedLog,
     check_arithmetic,
     check_temperature,
+    cross_entropy,
     cross_entropy_float32,
-    log_odds,
     log_odds_gradient,
     loss_gradient_float32,
 )
@@ -83,21 +85,21 @@ def song_2(
     chosen twice, which the text forgets and the author's code does.
 
     Arguments, result and errors as for `song_1`, except:
-        arithmetic: 'exact' takes the differences of the log-odds in float64; 'float32' those of the published loss,
-            which are zeros when the softmax saturates.
+        arithmetic: 'exact' compares the differences by their logarithms, which never underflow; 'float32' takes them
+            as published, and they are zeros when the softmax saturates.
         flips: what `flip_logits` gives for these images, where several attacks share it; computed when not given.
     """
     clean = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
     logits, spent = flip_logits(model, images, clean, progress=progress) if flips is None else flips
     aim = labels if targets is None else targets
 
-    def loss(logits: Tensor, aim: Tensor) -> Tensor:
-        if arithmetic == "exact":
-            return log_odds(logits, aim, temperature)
-        return cross_entropy_float32(logits, aim, temperature)
-
-    change = (loss(logits, aim[:, None, None].expand(logits.shape[:3])) - loss(clean, aim)[:, None, None]).abs()
-    to_zero, to_one = change.nan_to_num(nan=0.0, posinf=torch.inf).unbind(1)  # inf - inf: no change that shows
+    aims = aim[:, None, None].expand(logits.shape[:3])
+    if arithmetic == "exact":
+        change = _log_change(cross_entropy(logits, aims, temperature), cross_entropy(clean, aim, temperature))
+    else:
+        before = cross_entropy_float32(clean, aim, temperature)[:, None, None]
+        change = (cross_entropy_float32(logits, aims, temperature) - before).abs().nan_to_num(nan=0.0, posinf=torch.inf)
+    to_zero, to_one = change.unbind(1)
     order = torch.maximum(to_zero, to_one).argsort(dim=1, descending=True, stable=True)[:, :max_pixels]
     levels = (to_one >= to_zero).gather(1, order).to(images.dtype)
     return _set_in_order(model, images, labels, targets, clean, order, levels, progress, forwards=spent)
@@ -122,6 +124,17 @@ def song_3(
     order = signed.abs().argsort(dim=1, descending=True, stable=True)[:, :max_pixels]
     levels = (signed > 0).gather(1, order).to(images.dtype)
     return _set_in_order(model, images, labels, targets, clean, order, levels, progress, backwards=1)
+
+
+def _log_change(after: SignedLog, before: SignedLog) -> Tensor:
+    """log10 |after - before| of two losses, (B, 2, P) and (B,): (B, 2, P), -inf where they are equal.
+
+    Not the difference of the log-odds, whose size would rank a fall of the loss from 1e-40 to 1e-80, which is nothing,
+    with a rise from 1e-40 to 1.
+    """
+    start = before.log10[:, None, None]
+    gap = (after.log10 - start).abs() * LN10
+    return torch.maximum(after.log10, start) + (-torch.expm1(-gap)).log10()
 
 
 def _checked(
