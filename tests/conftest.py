@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+# Workers of pytest-xdist share the cores: one thread each, also in the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 UNPACKER = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
 
 

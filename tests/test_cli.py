@@ -103,7 +103,9 @@ def test_a_student_learns_from_a_stored_teacher(brittle, finished):
     brittle("train", "--teacher", teacher[:10], "--temperature", 20, "--epochs", 1, "--store", finished, "-q")
     student = Store(finished).read_study("train")["models"][-1]
     cell = Store(finished).get(student["train"])
+    assert cell is not None
     label = Store(finished).get(cell.record["parents"]["labels"])
+    assert label is not None
     assert label.record["parents"]["teacher"] == teacher
     assert label.record["params"] == {"temperature": 20.0}
 

@@ -8,7 +8,7 @@ from problems import blobs
 
 from brittle import cells, engine, study
 from brittle.errors import InputError
-from brittle.store import Store
+from brittle.store import Store, Stored
 
 CPU = torch.device("cpu")
 NETWORKS = """
@@ -64,6 +64,13 @@ class Heard(engine.Quiet):
 
 def run(plan, store, **options):
     return engine.run(plan.cells, store, load=lambda _: blobs(), device=CPU, **options)
+
+
+def kept(store: Store, key: str) -> Stored:
+    """A cell that must be there."""
+    stored = store.get(key)
+    assert stored is not None
+    return stored
 
 
 def hashes(store: Store) -> dict[str, dict]:
@@ -131,7 +138,7 @@ def test_attacks_in_shards_find_what_they_find_in_one(plan, tmp_path):
 
     def joined(of):
         keys = of.record["models"][1]["attacks"][1]["cells"]
-        packed = [store.get(key).tensors("exact") for key in keys]
+        packed = [kept(store, key).tensors("exact") for key in keys]
         flips = [(shard["pixels"] >= 0).sum(1) for shard in packed]
         return torch.cat([shard["success"] for shard in packed]), torch.cat(flips)
 
@@ -144,7 +151,7 @@ def test_a_result_is_unpacked_as_it_was_packed(plan, tmp_path):
 
     store = Store(tmp_path / "store")
     run(plan, store)
-    model = cells.load_model(store.get(plan.record["models"][0]["train"]), CPU)
+    model = cells.load_model(kept(store, plan.record["models"][0]["train"]), CPU)
     test = blobs().test
     found = song_3(model, test.images, test.labels, max_pixels=20)
     again = cells.unpack(cells.pack(found), found.images, found.labels)
@@ -170,7 +177,7 @@ def test_data_that_changed_since_the_plan_is_refused(plan, tmp_path):
 def test_a_record_says_what_it_was_made_with(plan, tmp_path):
     store = Store(tmp_path / "store")
     run(plan, store)
-    made = store.get(plan.record["models"][0]["train"]).record["provenance"]
+    made = kept(store, plan.record["models"][0]["train"]).record["provenance"]
     assert made["torch"] == str(torch.__version__)
     assert made["threads"] == torch.get_num_threads()
     assert {"brittle", "python", "platform", "processor", "device", "started", "seconds"} <= set(made)

@@ -92,7 +92,9 @@ def test_no_file_loads_pickles():
 
 
 def test_help_needs_no_torch():
-    code = "import sys, brittle.cli; print([m for m in ('torch', 'matplotlib', 'sklearn', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, brittle.cli; print([m for m in ('torch', 'matplotlib', 'sklearn', 'numpy') if m in sys.modules])"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
 

@@ -91,7 +91,7 @@ def test_amplitudes_of_a_linear_model_are_its_closed_form():
     images = pictures(5, (1, 2, 2))
     logits = model(images).detach().double()
     F = torch.softmax(logits, 1)
-    weight = model[1].weight.detach().double()
+    weight = next(model[1].parameters()).detach().double()
     jacobian = torch.einsum("bi,bil,ld->bid", F, torch.eye(3, dtype=torch.float64) - F[:, None], weight)
     expected = jacobian.abs().mean((1, 2)).log10()
     assert torch.allclose(measures.gradient_amplitudes(model, images), expected, atol=1e-5)

@@ -96,7 +96,8 @@ def door(model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | Non
 def _check_classes(name: str, classes: Tensor, images: Tensor) -> None:
     if classes.dtype != torch.int64 or classes.shape != images.shape[:1]:
         raise InputError(
-            f"{name} must be int64, one an image, ({len(images)},), got {tuple(classes.shape)} {classes.dtype}"
+            f"{name} must be int64 with one entry an image, ({len(images)},), "
+            f"got {tuple(classes.shape)} {classes.dtype}"
         )
 
 
