@@ -237,6 +237,9 @@ def test_float32_shows_zeros_for_probabilities_below_1e_1000():
     sure = torch.tensor([[[[1.0, 0.0]]]])
     assert (sm.jacobian_float32(model, sure) == 0).all()
     assert (sm.loss_gradient_float32(model, sure, label) == 0).all()
+    assert (sm.jacobian_float32(IdentityLogits(150), sure) == 0).all()  # e^-150 would fit float64
+    assert (sm.loss_gradient_float32(IdentityLogits(150), sure, label) == 0).all()
+    assert sm.cross_entropy_float32(torch.tensor([[20.0, 0.0]]), label) == 0  # 1 - e^-20 rounds to 1
     assert sm.loss_gradient(model, sure, label).log10.min() == pytest.approx((-2_500 + math.log(2_500)) / math.log(10))
 
 
@@ -280,6 +283,15 @@ def test_gradients_leave_the_model_and_the_images_as_they_were():
     assert condition(model) == before
     assert torch.equal(images, pixels)
     assert not images.requires_grad
+
+
+def test_gradients_are_taken_without_dropout():
+    noisy, still = convnet(dropout=0.5).train(), convnet(dropout=0.5).eval()
+    images, labels = pictures(2), torch.tensor([0, 1])
+    for gradient in (sm.loss_gradient_float32, sm.log_odds_gradient):
+        assert torch.equal(gradient(noisy, images, labels), gradient(still, images, labels))
+    assert torch.equal(sm.jacobian_float32(noisy, images), sm.jacobian_float32(still, images))
+    assert torch.equal(sm.jacobian(noisy, images).log10, sm.jacobian(still, images).log10)
 
 
 def test_gradients_are_found_where_the_caller_has_switched_them_off():

@@ -98,6 +98,14 @@ def test_every_image_is_seen_once_an_epoch_and_the_last_step_takes_what_is_left(
     assert rows == sorted(BLOBS.train.images.flatten(1).tolist())
 
 
+def test_the_loss_told_is_the_mean_over_the_images_however_they_fall_into_batches():
+    network = convnet(classes=3)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(network(BLOBS.train.images) / 5, BLOBS.train.labels).item()
+    still = trained(network, epochs=1, batch_size=25, learning_rate=1e-30, temperature=5)
+    assert still.history[0].loss == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_blobs_are_learned_to_100_percent():
     found = trained(epochs=15)
     assert found.history[-1].accuracy == 1

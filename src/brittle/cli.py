@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 import traceback
 import warnings
@@ -70,9 +69,6 @@ Settings = Annotated[
 
 def main() -> None:
     """The `brittle` command."""
-    # Threads that wait for work sleep instead of spinning: beside another busy process on two cores, spinning made
-    # training 10 to 30 times slower; alone there is no difference. Must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
