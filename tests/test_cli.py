@@ -148,7 +148,8 @@ def test_a_study_runs_on_a_folder_of_images(brittle, tmp_path):
     assert "song_2" in done.stdout
 
 
-def test_the_readmes_first_numbers_on_real_mnist(brittle, data_root, monkeypatch):
+@pytest.mark.slow
+def test_songs_study_runs_on_real_mnist(brittle, data_root, monkeypatch):
     monkeypatch.setenv("BRITTLE_DATA", str(data_root))
     settings = ["data=mnist", "training.epochs=0", "rows=3"]
     done = brittle("study", "run", "song-2017", *(part for s in settings for part in ("--set", s)), "--json")
@@ -240,8 +241,10 @@ def test_images_of_mixed_sizes_and_empty_classes_are_said_by_name(brittle, tmp_p
 
 
 def command(home: Path, *arguments: str) -> subprocess.Popen:
-    """The real command, in a process of its own."""
-    code = "from brittle.cli import main; main()"
+    """The real command, in a process of its own, with Ctrl-C as at a terminal also where the tests run without one."""
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom brittle.cli import main; main()"
+    )
     line = [sys.executable, "-c", code, "study", "run", "quickstart", *arguments, "--store", str(home), "-v"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -27,12 +27,14 @@ FLOORS = [
     "attacks",
     "measures",
     "naming",
+    "disk",
     "store",
     "cells",
     "study",
     "engine",
     "report",
     "console",
+    "running",
     "cli",
 ]
 MAY_ATTACKS = {"errors", "progress", "networks", "softmax", "attacks"}

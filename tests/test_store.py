@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import random
@@ -112,7 +113,7 @@ def test_gives_back_the_record_and_what_the_files_are(store):
     assert put == got
     assert got is not None
     content = (store.root / "cells" / KEY / "tensors.safetensors").read_bytes()
-    known = {"bytes": len(content), "sha256": store_module.hashlib.sha256(content).hexdigest()}
+    known = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert got.record == RECORD | {"shape": [1, 28], "files": {"tensors.safetensors": known}}
     assert (got.key, got.folder) == (KEY, store.root / "cells" / KEY)
     assert got.scalars == {"accuracy": 0.875}
@@ -124,7 +125,7 @@ def test_the_seal_is_the_hash_of_the_canonical_rest(store):
     record = json.loads((store.put(KEY, RECORD, TENSORS).folder / "cell.json").read_text())
     seal = record.pop("seal")
     canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
-    assert seal == store_module.hashlib.sha256(canonical.encode()).hexdigest()
+    assert seal == hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def test_a_cell_may_have_no_tensors_and_no_scalars(store):
@@ -297,8 +298,8 @@ def test_finds_every_single_flipped_bit_of_cell_json(store):
 
 def test_hashes_once_in_get_and_always_in_damage(store, monkeypatch):
     path = store.put(KEY, RECORD, TENSORS).folder / "tensors.safetensors"
-    hashed, digest = [], store_module.hashlib.file_digest
-    monkeypatch.setattr(store_module.hashlib, "file_digest", lambda *a: hashed.append(1) or digest(*a))
+    hashed, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: hashed.append(1) or digest(*a))
     assert store.get(KEY) is not None
     assert len(hashed) == 0  # hashed as it was written
     fresh = Store(store.root)

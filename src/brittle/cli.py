@@ -7,10 +7,10 @@ import json
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -18,14 +18,7 @@ from rich.table import Table
 
 from brittle.console import Bars, err, out
 from brittle.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
-
-    from brittle.cells import Cell
-    from brittle.data import Data
-    from brittle.store import Store
-    from brittle.study import Plan, Study
+from brittle.running import Request, report_study, run_study, show_cells
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
@@ -111,91 +104,7 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
     err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
 
 
-# Running ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The options with which a study is run."""
-
-    store: Path | None = None
-    data_root: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    as_json: bool = False
-    quiet: bool = False
-    verbose: bool = False
-    fresh: bool = False
-    output: Path | None = None
-
-    def open_store(self) -> Store:
-        """The store that was asked for."""
-        from brittle.store import Store
-
-        return Store(self.store)
-
-    def torch_device(self) -> torch.device:
-        """The device that was asked for, with the number of threads set."""
-        import torch
-
-        from brittle.training import resolve_device
-
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        return resolve_device(self.device)
-
-    def load(self, study: Study, bars: Bars) -> Callable[[str], Data]:
-        """Loads a data set once, with a bar."""
-        from brittle import data
-
-        @functools.cache
-        def load(place: str) -> Data:
-            return data.load(place, self.data_root, layout=study.layout, progress=bars.work(f"data {place}"))
-
-        return load
-
-    def plan(self, study: Study, device: torch.device, loaded: Data, given: Mapping[str, Cell] | None) -> Plan:
-        """The study's cells on this machine."""
-        from brittle.study import expand
-        from brittle.training import resolve_dtype
-
-        dtype = str(resolve_dtype(self.dtype, device)).removeprefix("torch.")
-        return expand(study, loaded, device=device.type, dtype=dtype, given=given)
-
-
-Given = Callable[["Data"], Mapping[str, "Cell"]]
-
-
-def _run(study: Study, how: _Run, given: Given | None = None) -> None:
-    """Runs a study into the store, then prints its table and writes its page."""
-    from brittle import engine
-
-    store = how.open_store()
-    with Bars(quiet=how.quiet or how.as_json, verbose=how.verbose) as bars:
-        device = how.torch_device()
-        load = how.load(study, bars)
-        loaded = load(study.data)
-        plan = how.plan(study, device, loaded, given(loaded) if given else None)
-        store.write_study(study.name, plan.record)
-        ran = engine.run(plan.cells, store, load=load, device=device, fresh=how.fresh, watch=bars)
-    if not how.quiet and not how.as_json:
-        was = f"{ran.done} cells computed, {ran.cached} from the store, {ran.seconds:.1f} s"
-        err.print(f"[dim]{was}[/]", highlight=False)
-    _report(store, study.name, how)
-
-
-def _report(store: Store, name: str, how: _Run) -> None:
-    """Prints a stored study's table and writes its page."""
-    from brittle import report
-
-    found = report.gather(store, name)
-    page = report.write(found, how.output or store.root / "reports" / name)
-    if how.as_json:
-        out.print_json((page.parent / "results.json").read_text(encoding="utf-8"))
-        return
-    out.print(report.table(found))
-    out.print(f"\nThe whole page: {page}", highlight=False, soft_wrap=True)
+# Running: one study, one model, one attack ----------------------------------------------------------------------------
 
 
 def _seeded(settings: Sequence[str] | None, seed: int | None) -> list[str]:
@@ -219,8 +128,8 @@ def demo(
     """Trains three networks on handwritten digits, attacks them, and shows a defence that only looks robust."""
     from brittle.study import read
 
-    how = _Run(store, None, device, dtype, threads, as_json, quiet, verbose, fresh, output)
-    _run(read("quickstart", _seeded(None, seed)), how)
+    how = Request(store, None, device, dtype, threads, as_json, quiet, verbose, fresh, output)
+    run_study(read("quickstart", _seeded(None, seed)), how)
 
 
 @app.command()
@@ -254,7 +163,7 @@ def train(
     """Trains one network into the store and measures it: a study of one model."""
     from brittle import engine, naming, study
 
-    how = _Run(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output)
+    how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output)
     model: dict[str, Any] = {
         "network": naming.full_path(naming.network(network), network, "brittle.networks"),
         "temperature": temperature,
@@ -266,18 +175,17 @@ def train(
         "weight_decay": weight_decay,
     }
     models: dict[str, Any] = {"model": model}
-    given: Given | None = None
+    given = {}
     if teacher is not None:
         opened = how.open_store()
-        recalled = engine.recall(opened, opened.find(teacher))
+        given = {"teacher": engine.recall(opened, opened.find(teacher))}
         models = {"teacher": {}, "model": {**model, "teacher": "teacher"}}
-        given = lambda _: {"teacher": recalled}  # noqa: E731
     tables = {"name": name, "title": f"One network on {data}", "data": data, "seeds": [seed], "models": models}
-    _run(study.check(tables, "train"), how, given)
+    run_study(study.check(tables, "train"), how, lambda _: given)
     _say_key(how, name)
 
 
-def _say_key(how: _Run, name: str) -> None:
+def _say_key(how: Request, name: str) -> None:
     """Tells how to go on from a trained network."""
     if not how.quiet and not how.as_json:
         key = how.open_store().read_study(name)["models"][-1]["train"]
@@ -314,7 +222,7 @@ def attack(
     """Attacks one trained network: a study of one model that exists already."""
     from brittle import cells, engine, naming, study
 
-    how = _Run(store, data_root, device, "auto", threads, as_json, quiet, verbose, fresh, output)
+    how = Request(store, data_root, device, "auto", threads, as_json, quiet, verbose, fresh, output)
     tables: dict[str, Any] = {
         "name": name,
         "title": f"Attacks on {Path(model).name}",
@@ -329,13 +237,13 @@ def attack(
     checked = study.check(tables, "attack")
     if model.endswith(".safetensors"):
         path = naming.full_path(naming.network(network), network, "brittle.networks")
-        _run(checked, how, lambda loaded: {"model": cells.adopted(Path(model), path, {}, loaded)})
+        run_study(checked, how, lambda loaded: {"model": cells.adopted(Path(model), path, {}, loaded)})
         return
     opened = how.open_store()
     recalled = engine.recall(opened, opened.find(model))
     if recalled.function not in ("train", "adopt"):
         raise InputError(f"cell {recalled.key[:8]} is no network: it is '{recalled.title}'")
-    _run(checked, how, lambda _: {"model": recalled})
+    run_study(checked, how, lambda _: {"model": recalled})
 
 
 def _attack_table(path: str, arithmetic: str) -> dict[str, Any]:
@@ -400,12 +308,12 @@ def study_run(
     """Runs a study, or what is left of it, and writes its page."""
     from brittle.study import read
 
-    how = _Run(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output)
+    how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output)
     study = read(name, _seeded(settings, seed))
     if dry_run:
-        _show_cells(study, how, every=True)
+        show_cells(study, how, every=True)
     else:
-        _run(study, how)
+        run_study(study, how)
 
 
 @study_app.command("status")
@@ -424,26 +332,8 @@ def study_status(
     """How much of a study is in the store."""
     from brittle.study import read
 
-    how = _Run(store, data_root, device, dtype, as_json=as_json, verbose=verbose)
-    _show_cells(read(name, _seeded(settings, seed)), how, every=verbose)
-
-
-def _show_cells(study: Study, how: _Run, *, every: bool) -> None:
-    """Says which cells of a study are in the store."""
-    store = how.open_store()
-    with Bars(quiet=how.quiet or how.as_json) as bars:
-        plan = how.plan(study, how.torch_device(), how.load(study, bars)(study.data), None)
-    stored = {cell.key: store.get(cell.key) is not None for cell in plan.cells}
-    if how.as_json:
-        rows = [{"key": cell.key, "title": cell.title, "stored": stored[cell.key]} for cell in plan.cells]
-        out.print_json(json.dumps(rows))
-        return
-    if every:
-        for cell in plan.cells:
-            mark = "in the store" if stored[cell.key] else "to do"
-            out.print(f"{cell.key[:12]}  {mark:<12}  {escape(cell.title)}", highlight=False)
-    done = sum(stored.values())
-    out.print(f"{study.name}: {len(stored)} cells, {done} in the store, {len(stored) - done} to do", highlight=False)
+    how = Request(store, data_root, device, dtype, as_json=as_json, verbose=verbose)
+    show_cells(read(name, _seeded(settings, seed)), how, every=verbose)
 
 
 @app.command()
@@ -456,8 +346,8 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """Prints a study's table and writes its page anew, from the store alone."""
-    how = _Run(store, as_json=as_json, verbose=verbose, output=output)
-    _report(how.open_store(), name, how)
+    how = Request(store, as_json=as_json, verbose=verbose, output=output)
+    report_study(how.open_store(), name, how)
 
 
 # Data ---------------------------------------------------------------------------------------------------------------
@@ -516,7 +406,7 @@ def data_check(name: str, data_root: DataRoot = None, as_json: AsJson = False) -
 @_guarded
 def store_list(store: StoreDir = None, as_json: AsJson = False) -> None:
     """The finished cells, and how long each one took."""
-    opened = _Run(store).open_store()
+    opened = Request(store).open_store()
     rows = []
     keys = opened.keys()
     for key in keys:
@@ -539,7 +429,7 @@ def store_list(store: StoreDir = None, as_json: AsJson = False) -> None:
 @_guarded
 def store_verify(store: StoreDir = None) -> None:
     """Hashes every file of every cell again; exit code 1 if one is damaged."""
-    opened = _Run(store).open_store()
+    opened = Request(store).open_store()
     whole, damaged = 0, []
     for key, sentence in opened.verify():
         if sentence is None:
@@ -560,7 +450,7 @@ def store_clean(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Removes damaged cells and what killed processes left; with --everything, all cells."""
-    opened = _Run(store).open_store()
+    opened = Request(store).open_store()
     if everything and not yes:
         typer.confirm(f"Remove all {len(opened.keys())} cells in {opened.root}?", abort=True)
     removed = {what: count for what, count in asdict(opened.clean(everything=everything)).items() if what != "bytes"}

@@ -14,13 +14,10 @@ is no index and no pickle, and no path is written down: a copied folder is a sto
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
-import math
 import os
 import re
 import secrets
-import shutil
 import threading
 import time
 from collections import Counter
@@ -33,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 from filelock import FileLock, Timeout
 
+from brittle import disk
 from brittle.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # no leading dot: those are the store's own, and '..' is no file
-_RECORD = "cell.json"
 _TEMPORARY, _TRASH = ".tmp-", ".trash-"
 _PARTS = ("cells", "work", "locks", "studies")
 _POLL = 0.05  # seconds between looks at a lock that another process holds; a cell takes seconds to hours
@@ -149,16 +146,16 @@ class Store:
             ValueError: if the record or a name is not as above; says where.
             InputError: if the store cannot be written; nothing of the cell is left then.
         """
-        _check_record(record)
+        disk.check_record(record)
         for name in tensors:
             _check_name("tensors", name)
         cell = self.get(key)
         if cell is None:
-            with self._temporary("cells", key) as folder, _writing(self.root / "cells"):
+            with self._temporary("cells", key) as folder, disk.writing(self.root / "cells"):
                 folder.mkdir()
-                files = {f"{name}.safetensors": _write_tensors(folder, name, tensors[name]) for name in tensors}
-                _write(folder / _RECORD, _sealed({**record, "files": files}))
-                _sync_folder(folder)
+                files = {f"{name}.safetensors": disk.write_tensors(folder, name, tensors[name]) for name in tensors}
+                disk.write(folder / disk.RECORD, disk.sealed({**record, "files": files}))
+                disk.sync_folder(folder)
                 cell = self._place(folder, key)
         self.clear_work(key)
         return cell
@@ -169,7 +166,7 @@ class Store:
 
     def keys(self) -> list[str]:
         """The keys of all cells, damaged ones too, sorted."""
-        return [name for name in _names(self.root / "cells") if _KEY.fullmatch(name)]
+        return [name for name in disk.names(self.root / "cells") if _KEY.fullmatch(name)]
 
     def find(self, prefix: str) -> str:
         """The one key that starts with `prefix`, in either case.
@@ -193,7 +190,7 @@ class Store:
 
     def size(self) -> int:
         """Bytes of everything in the store."""
-        return sum(_bytes(self.root / part) for part in _PARTS)
+        return sum(disk.bytes_of(self.root / part) for part in _PARTS)
 
     # Locks and scratch
 
@@ -231,15 +228,15 @@ class Store:
         """The scratch folder of an unfinished cell, made if need be. Hold the cell's lock, or `clean` may take it."""
         _check_key(key)
         folder = self.root / "work" / key
-        with _writing(folder):
+        with disk.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def clear_work(self, key: str) -> None:
         """Removes the scratch folder of a cell; an absent one is no error."""
         _check_key(key)
-        with _writing(self.root / "work"):
-            _erase(self.root / "work" / key)
+        with disk.writing(self.root / "work"):
+            disk.erase(self.root / "work" / key)
 
     def clean(self, *, everything: bool = False) -> Cleaned:
         """Removes what killed processes left and what is damaged, and nothing that a running process holds.
@@ -279,11 +276,11 @@ class Store:
             ValueError: if the record is not strict JSON; says where.
         """
         _check_name("study", name)
-        _refuse(dict(record), f"study {name}")
-        with self._temporary("studies", name) as path, _writing(self.root / "studies"):
-            _write(path, _text(dict(record)))
+        disk.check_json(dict(record), f"study {name}")
+        with self._temporary("studies", name) as path, disk.writing(self.root / "studies"):
+            disk.write(path, disk.text_of(dict(record)))
             os.replace(path, self._study(name))
-            _sync_folder(self.root / "studies")
+            disk.sync_folder(self.root / "studies")
 
     def read_study(self, name: str) -> dict[str, Any]:
         """What was written under this name.
@@ -304,7 +301,7 @@ class Store:
 
     def studies(self) -> list[str]:
         """The names of all studies, sorted."""
-        files = [name for name in _names(self.root / "studies") if name.endswith(".json") and _NAME.fullmatch(name)]
+        files = [name for name in disk.names(self.root / "studies") if name.endswith(".json") and _NAME.fullmatch(name)]
         return sorted(name.removesuffix(".json") for name in files)
 
     # Reading and placing a cell
@@ -317,27 +314,27 @@ class Store:
         folder = self._cell(key)
         if not os.path.lexists(folder):
             return None, None
-        record, sentence = _read_record(folder)
+        record, sentence = disk.read_record(folder)
         if record is None:
             return None, sentence
         signatures = {}
         for name, expected in record["files"].items():
             try:
-                signatures[name] = _signature(folder / name, expected)
+                signatures[name] = disk.signature(folder / name, expected)
                 if known.get(name) != signatures[name]:
-                    _check_file(folder / name, expected)
-            except (OSError, _DamagedError) as error:
+                    disk.check_file(folder / name, expected)
+            except (OSError, disk.DamagedError) as error:
                 self._whole.pop(key, None)
-                return None, f"{name}: {_reason(error)}"
+                return None, f"{name}: {disk.reason(error)}"
         self._whole[key] = signatures
         return Stored(key, folder, record), None
 
     def _place(self, folder: Path, key: str) -> Stored:
         """Renames a whole folder to its cell; if another process finished the same cell meanwhile, theirs stays."""
-        record, sentence = _read_record(folder)
+        record, sentence = disk.read_record(folder)
         if record is None:
             raise InputError(f"cannot read back what was written to {folder.parent}: {sentence}")
-        signatures = {name: _signature(folder / name, told) for name, told in record["files"].items()}
+        signatures = {name: disk.signature(folder / name, told) for name, told in record["files"].items()}
         for _ in range(20):  # a second turn only where a damaged cell is in the way, a third only by others' doing
             try:
                 os.replace(folder, self._cell(key))
@@ -348,7 +345,7 @@ class Store:
                     return theirs
                 self._discard(key)
             else:
-                _sync_folder(folder.parent)
+                disk.sync_folder(folder.parent)
                 self._whole[key] = signatures  # a rename changes neither size nor time: no need to hash again
                 return Stored(key, self._cell(key), record)
         raise InputError(f"cannot write to {folder.parent}: others keep putting damaged cells in the place of {key}")
@@ -356,12 +353,12 @@ class Store:
     def _discard(self, key: str) -> int:
         """Renames a cell away and deletes it: the bytes it held."""
         trash = self.root / "cells" / f"{_TRASH}{key}-{secrets.token_hex(4)}"
-        with _writing(self.root / "cells"):
+        with disk.writing(self.root / "cells"):
             try:
                 os.replace(self._cell(key), trash)
             except (FileNotFoundError, NotADirectoryError):
                 return 0
-            return _erase(trash)
+            return disk.erase(trash)
 
     def _cell(self, key: str) -> Path:
         _check_key(key)
@@ -376,7 +373,7 @@ class Store:
     @contextmanager
     def _gate(self) -> Iterator[None]:
         folder = self.root / "locks"
-        with _writing(folder):
+        with disk.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             gate = FileLock(folder / ".gate", thread_local=False)
             gate.acquire(poll_interval=_GATE_POLL)
@@ -387,7 +384,7 @@ class Store:
 
     def _acquire(self, name: str) -> FileLock | None:
         """The lock of this name, held, or None if somebody else holds it; does not wait."""
-        with self._gate(), _writing(self.root / "locks"):
+        with self._gate(), disk.writing(self.root / "locks"):
             lock = FileLock(self._lock_file(name), thread_local=False)
             try:
                 lock.acquire(blocking=False)
@@ -424,203 +421,28 @@ class Store:
         Its own lock is held meanwhile, by which `clean` knows that its writer lives.
         """
         path = self.root / part / f"{_TEMPORARY}{name}-{secrets.token_hex(4)}"
-        with _writing(path.parent):
+        with disk.writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._free(path.name):
             try:
                 yield path
             finally:
                 with suppress(OSError):  # the error that led here says more
-                    _erase(path)
+                    disk.erase(path)
 
     def _owned(self) -> list[str]:
         """The name of each lock under which something lies that is of use only while the lock is held."""
-        locks = {name.removesuffix(".lock") for name in _names(self.root / "locks")}
-        work = {name for name in locks.union(_names(self.root / "work")) if _KEY.fullmatch(name)}
-        parts = locks.union(_names(self.root / "cells"), _names(self.root / "studies"))
+        locks = {name.removesuffix(".lock") for name in disk.names(self.root / "locks")}
+        work = {name for name in locks.union(disk.names(self.root / "work")) if _KEY.fullmatch(name)}
+        parts = locks.union(disk.names(self.root / "cells"), disk.names(self.root / "studies"))
         return sorted(work | {name for name in parts if name.startswith(_TEMPORARY)})
 
     def _remove(self, kind: str, path: Path, count: Counter[str], only: str = "") -> None:
         """Removes what is at `path`, if its name starts with `only`, and counts it."""
         if path.name.startswith(only) and os.path.lexists(path):
-            with _writing(path.parent):
-                count["bytes"] += _erase(path)
+            with disk.writing(path.parent):
+                count["bytes"] += disk.erase(path)
             count[kind] += 1
-
-
-class _DamagedError(Exception):
-    """A file that is there and not what it was."""
-
-
-# cell.json
-
-
-def _read_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """A cell's record without its seal, or None and what is wrong with it."""
-    try:
-        text = (folder / _RECORD).read_bytes()
-        record = json.loads(text)
-        del record["seal"]
-        whole = text == _sealed(record) and isinstance(record["files"], dict)
-    except OSError as error:
-        return None, f"{_RECORD}: {_reason(error)}"
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return None, f"{_RECORD}: not readable as a cell's record"
-    return (record, None) if whole else (None, f"{_RECORD}: its seal does not fit what it says")
-
-
-def _sealed(record: Mapping[str, Any]) -> bytes:
-    """The text of cell.json: the record and the sha256 of its canonical form.
-
-    Compared with the file as a whole when that is read: a bit may flip without changing what the JSON means (1e5 to
-    1E5), and is found all the same.
-    """
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return _text({**record, "seal": hashlib.sha256(canonical.encode()).hexdigest()})
-
-
-def _text(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _check_record(record: Mapping[str, Any]) -> None:
-    for name in ("files", "seal"):
-        if name in record:
-            raise ValueError(f"the record of a cell must not hold {name!r}: the store writes that itself")
-    _refuse(dict(record), "record")
-
-
-def _refuse(value: object, where: str) -> None:
-    """Raises ValueError at the first value that strict JSON cannot hold, and says where it is."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if not isinstance(name, str):
-                raise ValueError(f"{where}: keys must be strings, got {name!r}")
-            _refuse(inner, f"{where}.{name}")
-    elif isinstance(value, list | tuple):
-        for place, inner in enumerate(value):
-            _refuse(inner, f"{where}[{place}]")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{where} is {value}, which JSON cannot hold: store None or a string")
-    elif value is not None and not isinstance(value, str | int):
-        kind = type(value).__name__
-        raise ValueError(f"{where} must be JSON (None, bool, int, float, str, list or dict), got {kind}")
-
-
-# Files
-
-
-def _write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Writes one file of tensors to the disk: its bytes and sha256."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    path = folder / f"{name}.safetensors"
-    try:
-        save_file(_separate(tensors), path)
-    except SafetensorError as error:  # its words for a full disk too; OSError is not among its parents
-        raise InputError(f"cannot write to {folder.parent}: {name}.safetensors: {error}") from error
-    with path.open("r+b") as file:
-        told = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-        os.fsync(file.fileno())
-    return told
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, no two in one storage: safetensors writes no others."""
-    seen, separate = set(), {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        storage = plain.untyped_storage().data_ptr()
-        separate[name] = plain.clone() if storage in seen else plain
-        seen.add(storage)
-    return separate
-
-
-def _write(path: Path, text: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Brings a folder's names to the disk: a file's own fsync does not."""
-    if os.name == "nt":  # cannot open a folder
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
-            raise
-    finally:
-        os.close(handle)
-
-
-def _signature(path: Path, told: Mapping[str, Any]) -> tuple:
-    """What must stay as it is for a file not to be hashed again."""
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size, told["sha256"]
-
-
-def _check_file(path: Path, told: Mapping[str, Any]) -> None:
-    size = path.stat().st_size
-    if size != told["bytes"]:
-        raise _DamagedError(f"{size} bytes, not {told['bytes']}")
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != told["sha256"]:
-            raise _DamagedError("sha256 differs")
-
-
-def _names(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none if it is absent or no folder."""
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise InputError(f"cannot read {folder}: {_reason(error)}") from error
-
-
-def _bytes(path: Path) -> int:
-    """Bytes of a file or of all files below a folder, as far as they are still there."""
-    total = 0
-    inner = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    for file in inner if path.is_dir() else [path]:
-        with suppress(OSError):
-            total += file.lstat().st_size
-    return total
-
-
-def _erase(path: Path) -> int:
-    """Deletes a file or a folder with all in it: the bytes it held. What is gone already is no error."""
-    freed = _bytes(path)
-    while os.path.lexists(path):
-        with suppress(FileNotFoundError):  # somebody else deletes it too: go on with what is left
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    return freed
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Says in one line where writing failed, and why."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.strerror}: a file stands where a folder should be"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _check_key(key: str) -> None:

@@ -1,0 +1,124 @@
+"""A request of the command line, carried out: a study run into a store, its table printed, its page written."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from brittle.console import Bars, err, out
+
+if TYPE_CHECKING:
+    import torch
+
+    from brittle.cells import Cell
+    from brittle.data import Data
+    from brittle.store import Store
+    from brittle.study import Plan, Study
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options with which a study is run."""
+
+    store: Path | None = None
+    data_root: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    fresh: bool = False
+    output: Path | None = None
+
+    def open_store(self) -> Store:
+        """The store that was asked for."""
+        from brittle.store import Store
+
+        return Store(self.store)
+
+    def torch_device(self) -> torch.device:
+        """The device that was asked for, with the number of threads set."""
+        import torch
+
+        from brittle.training import resolve_device
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return resolve_device(self.device)
+
+    def load(self, study: Study, bars: Bars) -> Callable[[str], Data]:
+        """Loads a data set once, with a bar."""
+        from brittle import data
+
+        @functools.cache
+        def load(place: str) -> Data:
+            return data.load(place, self.data_root, layout=study.layout, progress=bars.work(f"data {place}"))
+
+        return load
+
+    def plan(self, study: Study, device: torch.device, loaded: Data, given: Mapping[str, Cell] | None) -> Plan:
+        """The study's cells on this machine."""
+        from brittle.study import expand
+        from brittle.training import resolve_dtype
+
+        dtype = str(resolve_dtype(self.dtype, device)).removeprefix("torch.")
+        return expand(study, loaded, device=device.type, dtype=dtype, given=given)
+
+
+Given = Callable[["Data"], Mapping[str, "Cell"]]
+
+
+def run_study(study: Study, how: Request, given: Given | None = None) -> None:
+    """Runs a study into the store, then prints its table and writes its page."""
+    from brittle import engine
+
+    store = how.open_store()
+    with Bars(quiet=how.quiet or how.as_json, verbose=how.verbose) as bars:
+        device = how.torch_device()
+        load = how.load(study, bars)
+        loaded = load(study.data)
+        plan = how.plan(study, device, loaded, given(loaded) if given else None)
+        store.write_study(study.name, plan.record)
+        ran = engine.run(plan.cells, store, load=load, device=device, fresh=how.fresh, watch=bars)
+    if not how.quiet and not how.as_json:
+        was = f"{ran.done} cells computed, {ran.cached} from the store, {ran.seconds:.1f} s"
+        err.print(f"[dim]{was}[/]", highlight=False)
+    report_study(store, study.name, how)
+
+
+def report_study(store: Store, name: str, how: Request) -> None:
+    """Prints a stored study's table and writes its page."""
+    from brittle.report import gather, table, write
+
+    found = gather(store, name)
+    page = write(found, how.output or store.root / "reports" / name)
+    if how.as_json:
+        out.print_json((page.parent / "results.json").read_text(encoding="utf-8"))
+        return
+    out.print(table(found))
+    out.print(f"\nThe whole page: {page}", highlight=False, soft_wrap=True)
+
+
+def show_cells(study: Study, how: Request, *, every: bool) -> None:
+    """Says which cells of a study are in the store."""
+    store = how.open_store()
+    with Bars(quiet=how.quiet or how.as_json) as bars:
+        plan = how.plan(study, how.torch_device(), how.load(study, bars)(study.data), None)
+    stored = {cell.key: store.get(cell.key) is not None for cell in plan.cells}
+    if how.as_json:
+        rows = [{"key": cell.key, "title": cell.title, "stored": stored[cell.key]} for cell in plan.cells]
+        out.print_json(json.dumps(rows))
+        return
+    if every:
+        for cell in plan.cells:
+            mark = "in the store" if stored[cell.key] else "to do"
+            out.print(f"{cell.key[:12]}  {mark:<12}  {escape(cell.title)}", highlight=False)
+    done = sum(stored.values())
+    out.print(f"{study.name}: {len(stored)} cells, {done} in the store, {len(stored) - done} to do", highlight=False)
