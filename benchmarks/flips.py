@@ -24,7 +24,7 @@ from brittle.attacks import flips
 from brittle.attacks.result import frozen, logits_in_batches
 from brittle.networks import build, channels_last, papernot_mnist
 
-IMAGES, REPEATS, SAMPLE = 48, 5, 300
+IMAGES, REPEATS, SAMPLE = 32, 3, 300
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -237,7 +237,8 @@ def test_float32_shows_zeros_for_probabilities_below_1e_1000():
     sure = torch.tensor([[[[1.0, 0.0]]]])
     assert (sm.jacobian_float32(model, sure) == 0).all()
     assert (sm.loss_gradient_float32(model, sure, label) == 0).all()
-    assert (sm.jacobian_float32(IdentityLogits(150), sure) == 0).all()  # e^-150 would fit float64
+    assert (sm.jacobian_float32(IdentityLogits(150), sure) == 0).all()
+    assert sm.jacobian_float32(IdentityLogits(20), sure)[0, 0, 0, 0, 0] == 0  # F (1 - F), and F rounds to 1
     assert (sm.loss_gradient_float32(IdentityLogits(150), sure, label) == 0).all()
     assert sm.cross_entropy_float32(torch.tensor([[20.0, 0.0]]), label) == 0  # 1 - e^-20 rounds to 1
     assert sm.loss_gradient(model, sure, label).log10.min() == pytest.approx((-2_500 + math.log(2_500)) / math.log(10))

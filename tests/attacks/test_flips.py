@@ -34,15 +34,16 @@ def normalised() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), layer, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 4)).eval()
 
 
-def hooked() -> nn.Module:
+def hooked(layer: int) -> nn.Module:
+    """A hook that moves outputs about, so that it must see whole maps."""
     network = convnet(size=10)
-    network[1].register_forward_hook(lambda module, inputs, output: output.neg() + 3)
+    network[layer].register_forward_hook(lambda module, inputs, output: output.flip(2))
     return network
 
 
-def pre_hooked() -> nn.Module:
+def pre_hooked(layer: int) -> nn.Module:
     network = convnet(size=10)
-    network[2].register_forward_pre_hook(lambda module, inputs: (inputs[0].square(),))
+    network[layer].register_forward_pre_hook(lambda module, inputs: (inputs[0].flip(3),))
     return network
 
 
@@ -50,6 +51,13 @@ def hooked_whole() -> nn.Module:
     network = convnet(size=10)
     network.register_forward_hook(lambda module, inputs, output: output.neg())
     return network
+
+
+def pooled_below_zero() -> nn.Module:
+    first = conv(1, 4, 3)
+    assert first.bias is not None
+    first.bias.data -= 3
+    return layers(first, nn.MaxPool2d(3, 2, padding=1), nn.Tanh())
 
 
 class Doubled(nn.Sequential):
@@ -105,6 +113,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "pooling with ceiling": (lambda: layers(conv(1, 4, 3), nn.MaxPool2d(3, 2, ceil_mode=True)), EVEN),
     "averages with ceiling": (lambda: layers(conv(1, 4, 3), nn.AvgPool2d(3, 2, ceil_mode=True)), EVEN),
     "pooling, padded": (lambda: layers(conv(3, 4, 3), nn.MaxPool2d(3, 2, padding=1), nn.ReLU()), COLOUR),
+    "pooling, padded, below zero": (pooled_below_zero, GREY),
     "pooling, dilated": (lambda: layers(conv(1, 4, 3), nn.MaxPool2d(2, 1, dilation=2)), GREY),
     "pooling before all else": (lambda: layers(nn.MaxPool2d(2), conv(1, 4, 3), nn.ReLU()), GREY),
     "a function of each pixel before all else": (lambda: layers(nn.Tanh(), conv(1, 4, 3), nn.ReLU()), GREY),
@@ -122,8 +131,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "residual among layers": (lambda: layers(conv(1, 3, 3), nn.ReLU(), Residual()), GREY),
     "flattened by a convolution": (without_flatten, GREY),
     "nested": (nested, GREY),
-    "a hook": (hooked, GREY),
-    "a hook before a layer": (pre_hooked, GREY),
+    "a hook on a convolution": (lambda: hooked(0), GREY),
+    "a hook on a function of each pixel": (lambda: hooked(1), GREY),
+    "a hook before a convolution": (lambda: pre_hooked(0), GREY),
+    "a hook before a function of each pixel": (lambda: pre_hooked(1), GREY),
     "a hook on the whole": (hooked_whole, GREY),
     "a Sequential with a forward of its own": (Doubled, GREY),
     "in training mode": (training, GREY),
@@ -268,10 +279,10 @@ def test_the_model_the_images_and_the_clean_logits_are_left_as_they_were():
 
 
 def test_a_row_gets_the_same_alone_and_among_others():
-    images = pictures(4)
+    images = pictures(20)  # more than are followed together
     model, clean = evaluated(convnet(), images)
     together, forwards = flip_logits(model, images, clean)
-    for row in range(4):
+    for row in (0, 7, 15, 16, 19):
         alone, own = flip_logits(model, images[row : row + 1], clean[row : row + 1])
         assert_close(alone[0], together[row])
         assert own.tolist() == [forwards[row]]

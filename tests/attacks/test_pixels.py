@@ -204,6 +204,18 @@ def test_a_rise_of_the_loss_counts_for_more_than_a_longer_fall_of_its_log_odds()
     assert in_order(found, 0) == [1]
 
 
+@pytest.mark.parametrize(("rise", "expected"), [(1.8, [0, 1]), (2.2, [1, 0])])
+def test_a_fall_of_the_loss_by_95_percent_stands_between_rises_by_80_and_120(rise: float, expected: list[int]):
+    """From log-odds of -5, pixel 0 leads down to -8 and pixel 1 up; thirty others, each up by 65 %, end it."""
+    model = linear(shape=(1, 1, 32))
+    with torch.no_grad():
+        model[1].weight.zero_()[1] = torch.tensor([3.0, math.log(rise)] + [0.5] * 30)  # type: ignore[union-attr]
+        model[1].bias.copy_(torch.tensor([0.0, -8.0]))  # type: ignore[union-attr]
+    image = torch.zeros(1, 1, 1, 32)
+    image[..., 0] = 1
+    assert in_order(song_2(model, image, torch.tensor([0])), 0)[:2] == expected
+
+
 def test_algorithm_3_breaks_a_linear_model_with_the_fewest_pixels_of_all():
     """From an image without greys every useful flip has full room, so the largest slopes first is the best there is."""
     model, _, _, _ = two_classes()
