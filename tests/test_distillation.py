@@ -62,7 +62,7 @@ def test_each_generation_learns_the_labels_of_the_one_before(temperature: float 
     assert [fitted.temperature for fitted in chain] == temperatures
     labels = None
     for generation, (fitted, own) in enumerate(zip(chain, temperatures, strict=True)):
-        seed = 4 + generation
+        seed = 4 + 1000 * generation
         expected = fit(build(network, seed=seed), BLOBS, temperature=own, labels=labels, seed=seed, **TRAINING)
         assert bits(fitted.model) == bits(expected.model)
         assert fitted.history == expected.history

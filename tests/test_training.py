@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import signal
@@ -254,6 +255,31 @@ def test_a_finished_training_is_read_and_not_repeated(tmp_path: Path):
     again = trained(convnet(classes=3, dropout=0.3, seed=99), checkpoint=checkpoint)
     assert bits(again.model) == bits(whole.model)
     assert again.history == whole.history
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"temperature": 3.0}, {"learning_rate": 0.2}, {"epochs": 9}],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_checkpoint_of_another_request_is_not_gone_on_from(tmp_path: Path, other: dict[str, Any]):
+    checkpoint = tmp_path / "other.safetensors"
+    trained(checkpoint=checkpoint, **other)
+    assert bits(trained(checkpoint=checkpoint).model) == bits(trained().model)
+
+
+def test_a_checkpoint_of_another_architecture_is_not_gone_on_from(tmp_path: Path):
+    checkpoint = tmp_path / "other.safetensors"
+    trained(linear(classes=3, shape=(1, 6, 6)), checkpoint=checkpoint)
+    assert bits(trained(checkpoint=checkpoint).model) == bits(trained().model)
+
+
+def test_a_network_with_tied_weights_goes_on_from_its_checkpoint(tmp_path: Path):
+    whole = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.ReLU(), nn.Linear(36, 36), nn.Linear(36, 3))
+    whole[3].weight = whole[1].weight
+    again, checkpoint = copy.deepcopy(whole), tmp_path / "tied.safetensors"
+    trained(whole, checkpoint=checkpoint)
+    assert bits(trained(again, checkpoint=checkpoint).model) == bits(whole)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,14 @@ def soft_labels(model: nn.Module, images: Tensor, temperature: float, *, progres
     return torch.cat(found)
 
 
+def generation_seed(seed: int, generation: int) -> int:
+    """The seed of a chain's network: no student starts from its teacher's weights, nor from another chain's teacher's.
+
+    Chains are run with seeds 0, 1, 2 and so on, and their intervals suppose that they share nothing.
+    """
+    return seed + 1000 * generation
+
+
 def distill(
     make: Callable[[], nn.Module],
     data: Data,
@@ -48,7 +56,7 @@ def distill(
         temperature: one for all generations, or one for each. A generation's soft labels are read at the temperature
             of the network that gives them; the next one trains at its own.
         generations: networks in the chain with the teacher, >= 1.
-        seed: generation g is built and trained with seed + g.
+        seed: generation g is built and trained with `generation_seed(seed, g)`.
         device: as for `fit`.
         progress: told training steps, each generation's in turn.
         **training: passed to `fit`: epochs, learning_rate, ...
@@ -68,14 +76,15 @@ def distill(
         labels = None
         if chain:
             labels = soft_labels(chain[-1].model, data.train.images, chain[-1].temperature)
-        network = build(make, seed=seed + generation)
+        drawn = generation_seed(seed, generation)
+        network = build(make, seed=drawn)
         chain.append(
             fit(
                 network,
                 data,
                 temperature=own,
                 labels=labels,
-                seed=seed + generation,
+                seed=drawn,
                 device=device,
                 progress=progress,
                 **training,  # type: ignore[arg-type]

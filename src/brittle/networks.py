@@ -75,9 +75,16 @@ def _papernot(
 
 def build(make: Callable[..., nn.Module], *, seed: int, **options: object) -> nn.Module:
     """`make(**options)` with initial weights that depend on `seed` alone; the caller's random state is untouched."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return make(**options)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's random numbers start from `seed` inside, on every device, and go on as they were on the way out."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -43,7 +43,7 @@ class SignedLog:
         return cls(wide.sign().to(torch.int8), (wide.abs().log() + log) / LN10)
 
     def float(self) -> Tensor:
-        """As float64: exact zeros below 1e-308, which is the point of the class."""
+        """As float64: zeros below about 5e-324, which is the point of the class."""
         return self.sign * 10.0**self.log10
 
     def times(self, log: Tensor | float) -> SignedLog:

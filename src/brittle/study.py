@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from brittle import naming
 from brittle.cells import Cell
 from brittle.data import Data
+from brittle.distillation import generation_seed
 from brittle.errors import InputError, unknown
 from brittle.softmax import check_arithmetic
 from brittle.training import check_setting
@@ -362,8 +363,7 @@ def _variants(
                     place=place,
                     environment={"device": environment["device"]},
                 )
-            # As `distill` does: generation g is drawn with seed + g, so a student does not start from its teacher's.
-            params = {**point, **_source(point["network"], naming.network), "seed": seed + generation}
+            params = {**point, **_source(point["network"], naming.network), "seed": generation_seed(seed, generation)}
             cell = Cell(f"train {label}", "train", params, parents, digest, place, environment)
             yield _Variant(axes, generation, float(point["temperature"]), cell)
 

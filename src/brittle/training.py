@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from brittle.data import Data, Split
 from brittle.errors import InputError, unknown
-from brittle.networks import channels_last, frozen, logits_of
+from brittle.networks import channels_last, frozen, logits_of, seeded
 from brittle.progress import Progress, silent
 from brittle.softmax import check_temperature
 
@@ -107,8 +108,9 @@ def fit(
         seed: of the order of the images and of dropout. Initial weights are the network's own: `networks.build`.
         device: 'auto', 'cpu' or 'cuda[:N]'.
         dtype: 'auto', 'float32' or 'bfloat16' (autocast; weights stay float32).
-        checkpoint: a file written after each epoch. If it is there, training goes on from it and ends with the same
-            bits as if it had never stopped (same machine kind and number of threads).
+        checkpoint: a file written after each epoch. If it is there and was made by the same request, training goes on
+            from it and ends with the same bits as if it had never stopped (same kind of machine and number of
+            threads); else it is written over.
         progress: told steps, with the loss and the last validation accuracy.
 
     Returns:
@@ -134,10 +136,10 @@ def fit(
     optimizer = torch.optim.SGD(_decayed(network, weight_decay), lr=learning_rate, momentum=momentum, nesterov=nesterov)
     steps = math.ceil(len(train) / batch_size)
     history: list[Epoch] = []
-    with torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []):
-        torch.manual_seed(seed)  # dropout and, from the CPU's generator, the order of the images
+    request = _request(settings | {"nesterov": nesterov, "seed": seed, "autocast": autocast}, network, train, targets)
+    with seeded(seed):  # dropout and, from the CPU's generator, the order of the images
         if checkpoint is not None and checkpoint.exists():
-            history = _restore(checkpoint, network, optimizer, chosen)
+            history = _restore(checkpoint, request, epochs, network, optimizer, chosen)
         for epoch in range(len(history), epochs):
             network.train()
             total = torch.zeros((), device=chosen)
@@ -158,7 +160,7 @@ def fit(
             _check_finite(mean, epoch, learning_rate)
             history.append(Epoch(mean, _accuracy(network, validation, autocast)))
             if checkpoint is not None:
-                _save(checkpoint, network, optimizer, history, chosen)
+                _save(checkpoint, request, network, optimizer, history, chosen)
             progress((epoch + 1) * steps, epochs * steps, _note(mean, history))
     network.eval()
     return Fitted(network, float(temperature), tuple(history))
@@ -244,8 +246,23 @@ def _random_state(device: torch.device) -> Iterator[tuple[str, Tensor]]:
         yield "random.cuda", torch.cuda.get_rng_state(device)
 
 
+def _request(settings: Mapping[str, float], network: nn.Module, train: Split, targets: Tensor) -> str:
+    """A digest of all that decides what is learned, but for the number of epochs and the initial weights."""
+    shapes = {name: [str(value.dtype), *value.shape] for name, value in network.state_dict().items()}
+    told = {name: value for name, value in settings.items() if name != "epochs"}
+    digest = hashlib.sha256(json.dumps([told, shapes], sort_keys=True).encode())
+    for tensor in (train.images, targets):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _save(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch], device: torch.device
+    path: Path,
+    request: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: list[Epoch],
+    device: torch.device,
 ) -> None:
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
@@ -253,18 +270,32 @@ def _save(
             tensors[f"momentum.{i}"] = state["momentum_buffer"]
     tensors |= dict(_random_state(device))
     temporary = path.with_name(path.name + ".tmp")
-    metadata = {"history": json.dumps([asdict(epoch) for epoch in history])}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+    metadata = {"request": request, "history": json.dumps([asdict(epoch) for epoch in history])}
+    save_file(
+        {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()},
+        temporary,
+        metadata,
+    )
     os.replace(temporary, path)
 
 
-def _restore(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> list[Epoch]:
-    """Puts everything back as `_save` found it; one that cannot be read is ignored, and training starts anew."""
+def _restore(
+    path: Path,
+    request: str,
+    epochs: int,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> list[Epoch]:
+    """Puts everything back as `_save` found it; one of another request, or one that cannot be read, is ignored."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             history = [Epoch(**epoch) for epoch in json.loads(file.metadata()["history"])]
-    except Exception:
+            same = file.metadata()["request"] == request and len(history) <= epochs
+    except Exception:  # safetensors raises its own kinds for what it cannot read
+        return []
+    if not same:
         return []
     network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
     state = optimizer.state_dict()
