@@ -37,7 +37,8 @@ class Share:
             return math.nan, math.nan
         centre = (self.count + z2 / 2) / (n + z2)
         half = Z95 / (n + z2) * math.sqrt(self.count * (n - self.count) / n + z2 / 4)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # At the ends the formula gives exactly 0 and 1, up to rounding.
+        return 0.0 if self.count == 0 else centre - half, 1.0 if self.count == n else centre + half
 
 
 @dataclass(frozen=True)
