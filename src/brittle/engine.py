@@ -37,20 +37,8 @@ class Watch(Protocol):
         """Something the user should know, such as that a damaged cell is done again."""
 
 
-class Quiet:
+class Quiet(Watch):
     """Shows nothing."""
-
-    def begin(self, cell: Cell, number: int, total: int) -> None:
-        """Nothing."""
-
-    def step(self, done: int, total: int, note: str = "") -> None:
-        """Nothing."""
-
-    def end(self, cell: Cell, cached: bool) -> None:
-        """Nothing."""
-
-    def say(self, sentence: str) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)

@@ -234,10 +234,9 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
         given: models that exist already, by their name in the study: `train` or `adopt` cells.
     """
     given = given or {}
-    place = study.data
     environment = {"device": device}
     trained = {"device": device, "dtype": dtype}
-    select = Cell("select rows", "select", {"rows": study.rows}, digest=data.digest, place=place)
+    select = Cell("select rows", "select", {"rows": study.rows}, digest=data.digest, place=study.data)
     count = len(data.test) if study.rows == "all" else min(int(study.rows), len(data.test))
     cells: list[Cell] = [select]
     models: list[dict[str, Any]] = []
@@ -249,7 +248,7 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
                 variants[name] = [_Variant({}, 0, temperature, given[name])]
                 cells.append(given[name])
                 continue
-            variants[name] = list(_variants(study, name, seed, variants, data.digest, place, trained))
+            variants[name] = list(_variants(study, name, seed, variants, data.digest, trained))
             cells += [cell for v in variants[name] for cell in (*v.cell.parents.values(), v.cell)]
         for name in study.models:
             for variant in variants[name]:
@@ -339,7 +338,6 @@ def _variants(
     seed: int,
     known: Mapping[str, list[_Variant]],
     digest: str,
-    place: str,
     environment: Mapping[str, str],
 ) -> Iterator[_Variant]:
     """Every point of a model's grid. A student joins its teacher's grid on the axes that they share."""
@@ -360,11 +358,11 @@ def _variants(
                     {"temperature": teacher.temperature},
                     {"teacher": teacher.cell},
                     digest=digest,
-                    place=place,
+                    place=study.data,
                     environment={"device": environment["device"]},
                 )
             params = {**point, **_source(point["network"], naming.network), "seed": generation_seed(seed, generation)}
-            cell = Cell(f"train {label}", "train", params, parents, digest, place, environment)
+            cell = Cell(f"train {label}", "train", params, parents, digest, study.data, environment)
             yield _Variant(axes, generation, float(point["temperature"]), cell)
 
 

@@ -136,7 +136,8 @@ def fit(
     optimizer = torch.optim.SGD(_decayed(network, weight_decay), lr=learning_rate, momentum=momentum, nesterov=nesterov)
     steps = math.ceil(len(train) / batch_size)
     history: list[Epoch] = []
-    request = _request(settings | {"nesterov": nesterov, "seed": seed, "autocast": autocast}, network, train, targets)
+    told = {**settings, "nesterov": nesterov, "seed": seed, "autocast": autocast}
+    request = "" if checkpoint is None else _request(told, network, data, targets)
     with seeded(seed):  # dropout and, from the CPU's generator, the order of the images
         if checkpoint is not None and checkpoint.exists():
             history = _restore(checkpoint, request, epochs, network, optimizer, chosen)
@@ -246,13 +247,12 @@ def _random_state(device: torch.device) -> Iterator[tuple[str, Tensor]]:
         yield "random.cuda", torch.cuda.get_rng_state(device)
 
 
-def _request(settings: Mapping[str, float], network: nn.Module, train: Split, targets: Tensor) -> str:
+def _request(settings: Mapping[str, float], network: nn.Module, data: Data, targets: Tensor) -> str:
     """A digest of all that decides what is learned, but for the number of epochs and the initial weights."""
     shapes = {name: [str(value.dtype), *value.shape] for name, value in network.state_dict().items()}
     told = {name: value for name, value in settings.items() if name != "epochs"}
-    digest = hashlib.sha256(json.dumps([told, shapes], sort_keys=True).encode())
-    for tensor in (train.images, targets):
-        digest.update(tensor.cpu().numpy().tobytes())
+    digest = hashlib.sha256(json.dumps([told, shapes, data.digest], sort_keys=True).encode())
+    digest.update(targets.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -215,7 +215,10 @@ def _stack(model: nn.Module, image: Tensor) -> _Stack | None:
     dtype = parameter_dtype(model)
     maps = before(image.to(dtype))
     sizes = [tuple(maps.shape[2:])]
-    windows: tuple[Windows, Windows] = tuple([[(at, 1)] for at in range(size)] for size in sizes[0])  # type: ignore
+    windows: tuple[Windows, Windows] = (
+        [[(at, 1)] for at in range(maps.shape[2])],
+        [[(at, 1)] for at in range(maps.shape[3])],
+    )
     steps: list[_Step] = []
     while found := _step(leaves):
         step, rest = found

@@ -153,18 +153,17 @@ def saliency(report: Report, places: Sequence[int]) -> str:
     """dCE/dx of the sample rows at these places: for each model as float32 has it and exactly."""
     assert report.images is not None
     assert report.labels is not None
-    models = [model for model in shown_models(report) if model.measured and model.measured.saliency]
-    columns = [(model.label, name) for model in models for name in BOTH]
+    shown = [(m.label, m.measured.saliency) for m in shown_models(report) if m.measured and m.measured.saliency]
+    columns = [(label, name) for label, _ in shown for name in BOTH]
     lines = []
     for place in places:
-        row = int(models[0].measured.saliency.rows[place])  # type: ignore[union-attr]
+        row = int(shown[0][1].rows[place])
         name = report.class_name(int(report.labels[row]))
         line = [Tile(picture(report.images[row]), (legible(name, 13),), strong=True, spoken=f"original, {name}")]
-        for model in models:
-            maps = model.measured.saliency  # type: ignore[union-attr]
-            of_float32 = SignedLog.of(maps.float32[place])  # type: ignore[union-attr]
-            exact = SignedLog(maps.sign[place], maps.log10[place])  # type: ignore[union-attr]
-            line += [_gradient(of_float32, f"{model.label}, float32"), _gradient(exact, f"{model.label}, exact")]
+        for label, maps in shown:
+            of_float32 = SignedLog.of(maps.float32[place])
+            exact = SignedLog(maps.sign[place], maps.log10[place])
+            line += [_gradient(of_float32, f"{label}, float32"), _gradient(exact, f"{label}, exact")]
         lines.append(line)
     return _grid(columns, lines, "Gradient of the loss with respect to each pixel, by model")
 
