@@ -33,7 +33,7 @@ from brittle.store import Stored
 from brittle.training import fit
 
 # Raise a function's version when a change to it, or to what it calls, changes what it computes.
-VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 1, "attack": 2}
+VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 1, "attack": 3}
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,24 @@ def test_an_image_of_half_greys_is_evaluated_at_both_levels():
     assert flip_logits(model, images, clean)[1].tolist() == [72]
 
 
+@pytest.mark.parametrize("make", [convnet, Residual], ids=["windowed", "whole"])
+def test_only_wanted_flips_are_evaluated(make: Callable[..., nn.Module]):
+    images = pictures(2, (3, 6, 6))
+    images[1, :, 1, 1:3] = 0.5  # pixels 7 and 8
+    model = make(channels=3) if make is convnet else make()
+    model, clean = evaluated(model, images)
+    everything, _ = flip_logits(model, images, clean)
+    wanted = torch.zeros(2, 2, 36, dtype=torch.bool)
+    wanted[1, 0, 7:9] = True
+    found, forwards = flip_logits(model, images, clean, wanted=wanted)
+    assert forwards.tolist() == [0, 2]
+    assert torch.equal(found[~wanted], clean[:, None, None].expand_as(found)[~wanted])
+    assert_close(found[wanted], everything[wanted])
+    nothing, forwards = flip_logits(model, images, clean, wanted=torch.zeros_like(wanted))
+    assert forwards.tolist() == [0, 0]
+    assert torch.equal(nothing, clean[:, None, None].expand_as(nothing))
+
+
 # Manners ------------------------------------------------------------------------------------------------------------
 
 

@@ -14,12 +14,12 @@ from problems import Brightness, Constant, Counting, condition, convnet, linear,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brittle.attacks import AttackResult, song_1, song_2, song_3
+from brittle.attacks import AttackResult, song_1, song_2, song_3, song_4
 from brittle.attacks.flips import flip_logits
 from brittle.attacks.result import door
 from brittle.errors import InputError
 
-ATTACKS = {1: song_1, 2: song_2, 3: song_3}
+ATTACKS = {1: song_1, 2: song_2, 3: song_3, 4: song_4}
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=[f"song_{n}" for n in ATTACKS])
 both_arithmetics = pytest.mark.parametrize("arithmetic", ["exact", "float32"])
 
@@ -65,12 +65,16 @@ def by_the_book(
     max_pixels: int,
     temperature: float,
     arithmetic: str,
+    signed: bool = False,
+    darken: bool = True,
+    refresh_every: int = 1,
 ) -> tuple[bool, list[int], Tensor]:
     """Success, the pixels set in order, and the last image. A target's loss is lowered where the label's is raised."""
     c = image.clone()
     width = image.shape[2]
     pixels = [(m, n) for m in range(image.shape[1]) for n in range(width)]
     aim, direction = (label, 1) if target is None else (target, -1)
+    size = (lambda change: direction * change) if signed else abs
 
     def fooled() -> bool:
         prediction = int(model(c[None])[0].argmax())
@@ -84,30 +88,36 @@ def by_the_book(
 
     level: dict[tuple[int, int], float] = {}
     saliency: dict[tuple[int, int], float] = {}
-    if algorithm == 2:
-        loss_0 = loss(c)
-        for m, n in pixels:
-            temp = c[:, m, n].clone()
-            c[:, m, n] = 1
-            to_one = abs(loss(c) - loss_0)
-            c[:, m, n] = 0
-            to_zero = abs(loss(c) - loss_0)
-            c[:, m, n] = temp
-            saliency[m, n] = max(to_one, to_zero)
-            level[m, n] = 1 if saliency[m, n] == to_one else 0
-    else:
-        slopes = direction * gradient(model, c, aim, temperature, arithmetic)
-        for m, n in pixels:
-            slope = slopes[m, n].item()
-            saliency[m, n] = slope if algorithm == 1 else abs(slope)
-            level[m, n] = 1 if algorithm == 1 or slope > 0 else 0
+
+    def draw_map() -> None:
+        if algorithm in (2, 4):
+            loss_0 = loss(c)
+            for m, n in pixels:
+                temp = c[:, m, n].clone()
+                c[:, m, n] = 1
+                to_one = size(loss(c) - loss_0)
+                c[:, m, n] = 0
+                to_zero = size(loss(c) - loss_0) if darken else -math.inf
+                c[:, m, n] = temp
+                saliency[m, n] = max(to_one, to_zero)
+                level[m, n] = 1 if saliency[m, n] == to_one else 0
+        else:
+            slopes = direction * gradient(model, c, aim, temperature, arithmetic)
+            for m, n in pixels:
+                slope = slopes[m, n].item()
+                saliency[m, n] = slope if algorithm == 1 else abs(slope)
+                level[m, n] = 1 if algorithm == 1 or slope > 0 else 0
 
     if fooled():
         return True, [], c
+    draw_map()
     order = []
-    for _ in range(min(max_pixels, len(pixels))):
-        m, n = largest(saliency)
-        saliency[m, n] = -math.inf
+    for trial in range(min(max_pixels, len(pixels))):
+        if algorithm == 4 and trial % refresh_every == 0:
+            draw_map()
+        for used in order:
+            saliency[divmod(used, width)] = -math.inf
+        m, n = largest({pixel: value for pixel, value in saliency.items() if pixel[0] * width + pixel[1] not in order})
         c[:, m, n] = level[m, n]
         order.append(m * width + n)
         if fooled():
@@ -130,12 +140,65 @@ def test_batches_do_what_the_paper_does_to_one_image(
     temperature, max_pixels = (1.0, 20) if seed % 2 else (7.0, 12)
     request: dict[str, Any] = {"max_pixels": max_pixels, "temperature": temperature, "arithmetic": arithmetic}
     found = ATTACKS[algorithm](model, images, labels, targets=targets, **request)
-    for row, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        target = None if targets is None else int(targets[row])
+    assert_by_the_book(found, algorithm, model, **request)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("darken", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("refresh_every", [None, 1, 3, 5])
+@both_arithmetics
+def test_the_options_do_what_they_say(
+    arithmetic: str, refresh_every: int | None, signed: bool, darken: bool, targeted: bool
+):
+    model = convnet(seed=4, gain=2).double()
+    images = pictures(4, seed=4, dtype=torch.float64)
+    labels = predicted(model, images)
+    targets = (labels + 1) % 4 if targeted else None
+    algorithm, request = 2, {"max_pixels": 14, "temperature": 2.0, "arithmetic": arithmetic}
+    request |= {"signed": signed, "darken": darken}
+    if refresh_every:
+        algorithm, request = 4, request | {"refresh_every": refresh_every}
+    found = ATTACKS[algorithm](model, images, labels, targets=targets, **request)
+    assert_by_the_book(found, algorithm, model, **request)
+
+
+def assert_by_the_book(found: AttackResult, algorithm: int, model: nn.Module, **request: Any) -> None:
+    """Every row alone, by the paper's loops: same success, same pixels in the same order, same image."""
+    for row, (image, label) in enumerate(zip(found.images, found.labels.tolist(), strict=True)):
+        target = None if found.targets is None else int(found.targets[row])
         success, order, last = by_the_book(algorithm, model, image, label, target, **request)
         assert found.success[row] == success
         assert in_order(found, row) == order
         assert torch.equal(found.adversarial[row], last)
+
+
+def test_algorithm_4_with_one_map_is_algorithm_2():
+    model, images = convnet(gain=2), pictures(6)
+    labels = predicted(model, images)
+    once, anew = (
+        song_2(model, images, labels, max_pixels=9),
+        song_4(model, images, labels, max_pixels=9, refresh_every=9),
+    )
+    assert torch.equal(once.adversarial, anew.adversarial)
+    assert torch.equal(once.forwards, anew.forwards)
+
+
+def test_algorithm_4_leaves_a_pixel_that_the_last_flip_has_made_useless():
+    """Either of the first two pixels passes the first gate, and only then does the third matter: 2 maps, 2 flips."""
+    model = Gates()
+    images = torch.zeros(1, 1, 1, 4)
+    assert in_order(song_4(model, images, torch.tensor([0])), 0) == [0, 2]
+    assert in_order(song_2(model, images, torch.tensor([0])), 0) == [0, 1, 2]
+
+
+class Gates(nn.Module):
+    """Class 1 wins when pixel 0 or 1 is set, and pixel 2 too; 0 counts a little more than 1, and 2 not yet at all."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        a, b, c, _ = images.flatten(1).unbind(1)
+        gate = torch.maximum(a, 0.9 * b)
+        return torch.stack([torch.full_like(a, 1.5), gate + gate * c], 1)
 
 
 def in_order(found: AttackResult, row: int) -> list[int]:
@@ -175,7 +238,7 @@ def closed_form(slopes: Tensor, images: Tensor, algorithm: int) -> tuple[Tensor,
     return saliency.argsort(1, descending=True), level
 
 
-@pytest.mark.parametrize("algorithm", ATTACKS)
+@pytest.mark.parametrize("algorithm", [1, 2, 3])
 def test_a_linear_model_is_flipped_in_the_order_of_the_closed_form(algorithm: int):
     model, images, labels, slopes = two_classes()
     order, level = closed_form(slopes, images, algorithm)
@@ -229,6 +292,19 @@ def test_algorithm_3_breaks_a_linear_model_with_the_fewest_pixels_of_all():
     found = song_3(model, images, labels, max_pixels=25)
     assert found.success.all()
     assert torch.equal(found.norm(0), fewest)
+
+
+@pytest.mark.parametrize("attack", [song_2, song_4])
+def test_signed_differences_break_a_linear_model_with_the_fewest_pixels_of_all(attack: Callable[..., AttackResult]):
+    """A flip's gain in log-odds does not depend on the others, so the largest gains first is the best there is."""
+    model, images, labels, slopes = two_classes()
+    flat = images.flatten(1)
+    gains = torch.maximum(slopes * (1 - flat), -slopes * flat).sort(1, descending=True).values
+    margin = -(slopes * flat).sum(1)
+    fewest = (gains.cumsum(1) <= margin[:, None]).sum(1) + 1
+    found = attack(model, images, labels, max_pixels=25, signed=True)
+    assert found.success.all()
+    assert torch.equal(found.flips, fewest)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 1.5, 8.5])
@@ -389,21 +465,19 @@ def test_evaluations_are_counted_as_the_model_saw_them(attack: Callable[..., Att
     """A lone row looks at all its 9 trials in one pass."""
     model = Counting(Brightness(2.5))
     found = attack(model, torch.zeros(1, 1, 3, 3), torch.tensor([0]))
-    map_forwards, map_backwards = (9, 0) if attack is song_2 else (0, 1)  # 9 flips to 1; to 0 nothing changes
-    assert found.forwards.tolist() == [1 + map_forwards + 9]
-    assert found.backwards.tolist() == [map_backwards]
-    gradient_pass, final_check = (
-        map_backwards,
-        1,
-    )  # the model sees these too: one is told as a backward, one is not told
-    assert sum(model.sizes) == 1 + map_forwards + gradient_pass + 9 + final_check
+    maps = {song_2: 9, song_4: 9 + (1 + 8) + (1 + 7)}.get(attack, 0)  # 9 flips to 1; to 0 nothing changes
+    trials = 3 if attack is song_4 else 9
+    gradients = 1 if attack in (song_1, song_3) else 0
+    assert found.forwards.tolist() == [1 + maps + trials]
+    assert found.backwards.tolist() == [gradients]
+    assert sum(model.sizes) == 1 + maps + trials + gradients + 1  # the last: the check of the final image, not told
 
 
 @every_attack
 def test_rows_finished_at_the_door_cost_no_trials(attack: Callable[..., AttackResult]):
     found = attack(Brightness(2.5), torch.zeros(2, 1, 3, 3), torch.tensor([1, 0]))
-    trials = found.forwards - (10 if attack is song_2 else 1)
-    assert trials.tolist() == [0, 9]
+    cost = {song_2: 1 + 9 + 9, song_4: 1 + 9 + (1 + 8) + (1 + 7) + 3}.get(attack, 1 + 9)
+    assert found.forwards.tolist() == [1, cost]
 
 
 @every_attack
@@ -411,7 +485,8 @@ def test_a_crowd_of_rows_is_looked_at_one_trial_at_a_time(attack: Callable[..., 
     rows = 200
     model = Counting(Brightness(2.5))
     found = attack(model, torch.zeros(rows, 1, 3, 3), torch.zeros(rows, dtype=torch.int64))
-    assert (found.forwards == (10 if attack is song_2 else 1) + 3).all()
+    maps = {song_2: 9, song_4: 9 + (1 + 8) + (1 + 7)}.get(attack, 0)
+    assert (found.forwards == 1 + maps + 3).all()
     assert max(model.sizes) <= 256
 
 
@@ -487,11 +562,18 @@ def test_shared_flips_give_what_song_2_computes_itself_at_no_cost():
 
 
 @every_attack
-def test_progress_ends_with_every_row(attack: Callable[..., AttackResult]):
+def test_progress_only_rises_and_ends_with_every_row(attack: Callable[..., AttackResult]):
     told: list[tuple[int, int]] = []
     model, images = convnet(), pictures(3)
     attack(model, images, predicted(model, images), progress=lambda done, total, note="": told.append((done, total)))
-    assert told[-1] == (3, 3)
+    total = 3 * images[0, 0].numel()  # a step is a pixel of a row
+    assert told[-1] == (total, total)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_a_map_for_no_pixels_is_refused():
+    with pytest.raises(InputError, match="refresh_every must be at least 1, got 0"):
+        song_4(convnet(), pictures(1), torch.tensor([0]), refresh_every=0)
 
 
 @pytest.mark.parametrize(

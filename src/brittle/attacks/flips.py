@@ -37,16 +37,17 @@ Evaluate = Callable[[Tensor], Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]]
 
 
 def flip_logits(
-    model: nn.Module, images: Tensor, clean: Tensor, *, progress: Progress = silent
+    model: nn.Module, images: Tensor, clean: Tensor, *, wanted: Tensor | None = None, progress: Progress = silent
 ) -> tuple[Tensor, Tensor]:
     """Logits after each pixel alone has been set to 0 and to 1: what Song's algorithm 2 needs.
 
-    A pixel that already has the level is not evaluated: its entry holds the clean logits.
+    A pixel that already has the level is not evaluated: its entry holds the clean logits. So does one not wanted.
 
     Args:
         model: images in [0, 1] to logits, (B, C, H, W) -> (B, K).
         images: (B, C, H, W), in [0, 1].
         clean: (B, K), the model's logits of `images`.
+        wanted: (B, 2, H * W) bool, which flips to evaluate; all when not given.
         progress: told the images done.
 
     Returns:
@@ -56,6 +57,8 @@ def flip_logits(
     flat = images.flatten(2)
     found = clean[:, None, None, :].repeat(1, len(LEVELS), flat.shape[2], 1)
     changes = torch.stack([(flat != level).any(1) for level in LEVELS], 1)  # (B, 2, H * W)
+    if wanted is not None:
+        changes &= wanted
     with frozen(model), torch.no_grad():
         stack = _stack(model, images[:1])
         for start in range(0, len(images), BLOCK):
@@ -67,12 +70,19 @@ def flip_logits(
     return found, changes.sum((1, 2))
 
 
+def _batches(wanted: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Where `wanted` is true, its indices by axis, at most BATCH at a time; nothing if it is nowhere."""
+    places = wanted.nonzero()
+    for start in range(0, len(places), BATCH):
+        yield places[start : start + BATCH].unbind(1)
+
+
 def _whole(model: nn.Module, images: Tensor) -> Evaluate:
     """Evaluates flips of a block of images by putting the whole changed images through the model."""
     flat = images.flatten(2)
 
     def evaluate(changes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        for row, level, pixel in zip(*(index.split(BATCH) for index in changes.nonzero(as_tuple=True)), strict=True):
+        for row, level, pixel in _batches(changes):
             batch = flat[row]
             batch[torch.arange(len(row)), :, pixel] = level[:, None].to(batch.dtype)
             yield row, level, pixel, logits_of(model, batch.view(-1, *images.shape[1:]))
@@ -339,8 +349,7 @@ def _windowed(stack: _Stack, images: Tensor) -> Evaluate:
 
     def evaluate(changes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         for group in stack.groups:
-            found = changes[:, :, group.pixels].nonzero(as_tuple=True)
-            for row, level, member in zip(*(index.split(BATCH) for index in found), strict=True):
+            for row, level, member in _batches(changes[:, :, group.pixels]):
                 yield row, level, group.pixels[member], follow(group, row, level, member)
 
     return evaluate

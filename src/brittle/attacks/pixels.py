@@ -1,17 +1,21 @@
-"""Song's algorithms 1 to 3: a map says which pixels matter, and they are set to 0 or 1 until the prediction changes.
+"""Song's algorithms 1 to 4: a map says which pixels matter, and they are set to 0 or 1 until the prediction changes.
 
 All share one loop. A saliency map gives each row an order of its pixels and a level for each; the row is done at the
-first prefix of that order that changes the prediction. Ties go to the lower pixel index, as with numpy's argmax in the
-author's code. A pixel is set in all its channels; its saliency is that of moving all of them together.
+first prefix of that order that changes the prediction. Algorithm 4 goes through the loop once a pixel, with a new map
+each time. Ties go to the lower pixel index, as with numpy's argmax in the author's code, and no pixel is set twice. A
+pixel is set in all its channels; its saliency is that of moving all of them together.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from brittle.attacks.flips import flip_logits
-from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_of, measured
+from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_in_batches, logits_of, measured
 from brittle.errors import InputError
 from brittle.progress import Progress, silent
 from brittle.softmax import (
@@ -22,6 +26,7 @@ from brittle.softmax import (
     check_temperature,
     cross_entropy,
     cross_entropy_float32,
+    log_odds,
     log_odds_gradient,
     loss_gradient_float32,
 )
@@ -61,10 +66,9 @@ def song_1(
     Raises:
         InputError: if an argument is not as above.
     """
-    clean, signed = _gradient_map(model, images, labels, targets, max_pixels, temperature, arithmetic)
-    order = signed.argsort(dim=1, descending=True, stable=True)[:, :max_pixels]
-    levels = torch.ones_like(order, dtype=images.dtype)
-    return _set_in_order(model, images, labels, targets, clean, order, levels, progress, backwards=1)
+    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
+    slopes = _gradient_map(asked, temperature, arithmetic)
+    return _set_pixels(asked, _Fixed(slopes, torch.ones_like(slopes)), max_pixels, max_pixels, progress, backwards=1)
 
 
 def song_2(
@@ -76,6 +80,8 @@ def song_2(
     max_pixels: int = 100,
     temperature: float = 1.0,
     arithmetic: Arithmetic = "exact",
+    signed: bool = False,
+    darken: bool = True,
     flips: tuple[Tensor, Tensor] | None = None,
     progress: Progress = silent,
 ) -> AttackResult:
@@ -87,22 +93,44 @@ def song_2(
     Arguments, result and errors as for `song_1`, except:
         arithmetic: 'exact' compares the differences by their logarithms, which never underflow; 'float32' takes them
             as published, and they are zeros when the softmax saturates.
+        signed: take the largest rise of the loss (towards a target: the largest fall) instead of the largest change,
+            as the author's code does.
+        darken: whether pixels may be set to 0. The author's code only sets them to 1: signed=True, darken=False.
         flips: what `flip_logits` gives for these images, where several attacks share it; computed when not given.
     """
-    clean = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
-    logits, spent = flip_logits(model, images, clean, progress=progress) if flips is None else flips
-    aim = labels if targets is None else targets
+    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
+    maps = _Differences(asked, flips, temperature, arithmetic, signed, darken)
+    return _set_pixels(asked, maps, max_pixels, max_pixels, progress)
 
-    aims = aim[:, None, None].expand(logits.shape[:3])
-    if arithmetic == "exact":
-        change = _log_change(cross_entropy(logits, aims, temperature), cross_entropy(clean, aim, temperature))
-    else:
-        before = cross_entropy_float32(clean, aim, temperature)[:, None, None]
-        change = (cross_entropy_float32(logits, aims, temperature) - before).abs().nan_to_num(nan=0.0, posinf=torch.inf)
-    to_zero, to_one = change.unbind(1)
-    order = torch.maximum(to_zero, to_one).argsort(dim=1, descending=True, stable=True)[:, :max_pixels]
-    levels = (to_one >= to_zero).gather(1, order).to(images.dtype)
-    return _set_in_order(model, images, labels, targets, clean, order, levels, progress, forwards=spent)
+
+def song_4(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    targets: Tensor | None = None,
+    max_pixels: int = 100,
+    temperature: float = 1.0,
+    arithmetic: Arithmetic = "exact",
+    signed: bool = False,
+    darken: bool = True,
+    refresh_every: int = 1,
+    flips: tuple[Tensor, Tensor] | None = None,
+    progress: Progress = silent,
+) -> AttackResult:
+    """Algorithm 2 with its map made anew, at the changed image, after each pixel that is set.
+
+    Song 2017, algorithm 4. A map costs about as many evaluations as the image has pixels, so this attack costs up to
+    `max_pixels` times as much as algorithm 2.
+
+    Arguments, result and errors as for `song_2`, except:
+        refresh_every: pixels set between one map and the next, at least 1; with `max_pixels` it is algorithm 2.
+    """
+    if refresh_every < 1:
+        raise InputError(f"refresh_every must be at least 1, got {refresh_every}")
+    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
+    maps = _Differences(asked, flips, temperature, arithmetic, signed, darken)
+    return _set_pixels(asked, maps, max_pixels, refresh_every, progress)
 
 
 def song_3(
@@ -120,10 +148,137 @@ def song_3(
 
     Song 2017, algorithm 3. Arguments, result and errors as for `song_1`.
     """
-    clean, signed = _gradient_map(model, images, labels, targets, max_pixels, temperature, arithmetic)
-    order = signed.abs().argsort(dim=1, descending=True, stable=True)[:, :max_pixels]
-    levels = (signed > 0).gather(1, order).to(images.dtype)
-    return _set_in_order(model, images, labels, targets, clean, order, levels, progress, backwards=1)
+    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
+    slopes = _gradient_map(asked, temperature, arithmetic)
+    return _set_pixels(asked, _Fixed(slopes.abs(), slopes > 0), max_pixels, max_pixels, progress, backwards=1)
+
+
+# The request --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request that makes sense."""
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    targets: Tensor | None
+    clean: Tensor  # (B, K), the model's logits of the images
+
+    @property
+    def aim(self) -> Tensor:
+        """(B,) the classes whose loss is raised, or with targets lowered."""
+        return self.labels if self.targets is None else self.targets
+
+    @property
+    def sign(self) -> int:
+        """Whether that loss is raised, 1, or lowered, -1."""
+        return 1 if self.targets is None else -1
+
+    def reached(self, prediction: Tensor, rows: Tensor) -> Tensor:
+        """Whether `rows` (n,) are where they are wanted, given their predictions (n,)."""
+        return prediction != self.labels[rows] if self.targets is None else prediction == self.targets[rows]
+
+
+def _checked(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    max_pixels: int,
+    temperature: float,
+    arithmetic: str,
+) -> _Asked:
+    if max_pixels < 1:
+        raise InputError(f"max_pixels must be at least 1, got {max_pixels}")
+    check_temperature(temperature)
+    check_arithmetic(arithmetic)
+    return _Asked(model, images, labels, targets, door(model, images, labels, targets))
+
+
+# Maps ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Map:
+    """What is known of some rows' pixels."""
+
+    saliency: Tensor  # (n, H * W), the more the sooner
+    levels: Tensor  # (n, H * W), what each would be set to
+    forwards: Tensor | int  # (n,) spent on it
+
+
+class _Maps(Protocol):
+    """Makes maps for `_set_pixels`."""
+
+    share: float  # of the time that a map and the pixels set by it take, what the map takes
+
+    def __call__(self, rows: Tensor, images: Tensor, free: Tensor, progress: Progress) -> _Map:
+        """The map of `rows` (n,), whose images have come to be `images`, with the pixels (n, H * W) still to be set."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Fixed(_Maps):
+    """A map that is made once, of all rows."""
+
+    saliency: Tensor
+    levels: Tensor
+    share = 0.0
+
+    def __call__(self, rows: Tensor, images: Tensor, free: Tensor, progress: Progress) -> _Map:
+        return _Map(self.saliency[rows], self.levels[rows], 0)
+
+
+def _gradient_map(asked: _Asked, temperature: float, arithmetic: Arithmetic) -> Tensor:
+    """(B, H * W): the gradient of the loss that is to be raised, summed over channels."""
+    gradient = log_odds_gradient if arithmetic == "exact" else loss_gradient_float32
+    maps = [
+        gradient(asked.model, batch, classes, temperature).sum(1).flatten(1)
+        for batch, classes in zip(asked.images.split(BATCH), asked.aim.split(BATCH), strict=True)
+    ]
+    return asked.sign * torch.cat(maps).nan_to_num()
+
+
+@dataclass(frozen=True)
+class _Differences(_Maps):
+    """How much the loss changes with each pixel alone at 0 and at 1: `song_2` and `song_4` have the options."""
+
+    asked: _Asked
+    flips: tuple[Tensor, Tensor] | None  # of the clean images
+    temperature: float
+    arithmetic: Arithmetic
+    signed: bool
+    darken: bool
+    share = 0.75
+
+    def __call__(self, rows: Tensor, images: Tensor, free: Tensor, progress: Progress) -> _Map:
+        untouched = bool(free.all())
+        current = self.asked.clean[rows] if untouched else logits_in_batches(self.asked.model, images)
+        if self.flips is not None and untouched:
+            logits, evaluations = (one[rows] for one in self.flips)
+        else:
+            wanted = torch.stack([free & self.darken, free], 1)
+            logits, evaluations = flip_logits(self.asked.model, images, current, wanted=wanted, progress=progress)
+        to_zero, to_one = self._change(logits, current, self.asked.aim[rows]).unbind(1)
+        if not self.darken:
+            to_zero = torch.full_like(to_zero, -torch.inf)
+        return _Map(torch.maximum(to_zero, to_one), to_one >= to_zero, evaluations + int(not untouched))
+
+    def _change(self, logits: Tensor, current: Tensor, aim: Tensor) -> Tensor:
+        """(n, 2, P): what flips with logits (n, 2, P, K) make of the loss of images with logits (n, K)."""
+        aims = aim[:, None, None].expand(logits.shape[:3])
+        if self.arithmetic == "float32":
+            before = cross_entropy_float32(current, aim, self.temperature)[:, None, None]
+            change = cross_entropy_float32(logits, aims, self.temperature) - before
+            change = self.asked.sign * change if self.signed else change.abs()
+            return change.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+        if self.signed:  # the loss rises and falls with the log-odds
+            before = log_odds(current, aim, self.temperature)[:, None, None]
+            return self.asked.sign * (log_odds(logits, aims, self.temperature) - before)
+        before = cross_entropy(current, aim, self.temperature)
+        return _log_change(cross_entropy(logits, aims, self.temperature), before)
 
 
 def _log_change(after: SignedLog, before: SignedLog) -> Tensor:
@@ -137,102 +292,109 @@ def _log_change(after: SignedLog, before: SignedLog) -> Tensor:
     return torch.maximum(after.log10, start) + (-torch.expm1(-gap)).log10()
 
 
-def _checked(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    max_pixels: int,
-    temperature: float,
-    arithmetic: str,
-) -> Tensor:
-    """The clean logits of a request that makes sense."""
-    if max_pixels < 1:
-        raise InputError(f"max_pixels must be at least 1, got {max_pixels}")
-    check_temperature(temperature)
-    check_arithmetic(arithmetic)
-    return door(model, images, labels, targets)
+# The loop -----------------------------------------------------------------------------------------------------------
 
 
-def _gradient_map(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    max_pixels: int,
-    temperature: float,
-    arithmetic: Arithmetic,
-) -> tuple[Tensor, Tensor]:
-    """The clean logits, and (B, H * W) the gradient of the loss to be raised, summed over channels."""
-    clean = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
-    gradient = log_odds_gradient if arithmetic == "exact" else loss_gradient_float32
-    aim, sign = (labels, 1) if targets is None else (targets, -1)  # towards a target is down its loss
-    maps = [
-        gradient(model, batch, classes, temperature).sum(1).flatten(1)
-        for batch, classes in zip(images.split(BATCH), aim.split(BATCH), strict=True)
-    ]
-    return clean, sign * torch.cat(maps).nan_to_num()
-
-
-def _set_in_order(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    clean: Tensor,
-    order: Tensor,
-    levels: Tensor,
-    progress: Progress,
-    *,
-    forwards: Tensor | int = 0,
-    backwards: int = 0,
+def _set_pixels(
+    asked: _Asked, maps: _Maps, max_pixels: int, refresh_every: int, progress: Progress, *, backwards: int = 0
 ) -> AttackResult:
-    """Sets pixels `order` (B, P) to `levels` (B, P) one by one until the prediction is as wanted.
+    """Sets pixels one by one until the prediction is as wanted: `refresh_every` by one map, then by the next."""
+    images = asked.images.clone()
+    count, pixels_there = len(images), images[0, 0].numel()
+    limit = min(max_pixels, pixels_there)
+    rows = torch.arange(count, device=images.device)
+    free = torch.ones(count, pixels_there, dtype=torch.bool, device=images.device)
+    pixels = torch.full((count, limit), -1, device=images.device)
+    forwards = torch.ones_like(rows)  # the door's
+    waiting = rows[~asked.reached(asked.clean.argmax(1), rows)]
+    for start in range(0, limit, refresh_every):
+        if not len(waiting):
+            break
+        trials = min(refresh_every, limit - start)
+        begin = (count - len(waiting)) * limit + len(waiting) * start
+        mapped, end = begin + int(maps.share * len(waiting) * trials), begin + len(waiting) * trials
+        found = maps(waiting, images[waiting], free[waiting], _part(progress, begin, mapped, count * limit))
+        # what cannot change the loss, exactly -inf, still goes before what has been set already
+        saliency = found.saliency.clamp(min=torch.finfo(found.saliency.dtype).min)
+        saliency = saliency.masked_fill(~free[waiting], -torch.inf)
+        order = saliency.argsort(dim=1, descending=True, stable=True)[:, :trials]
+        sequence = _Sequence.of(images[waiting], order, found.levels.gather(1, order))
+        needed, spent = _first_success(asked, waiting, sequence, _part(progress, mapped, end, count * limit))
+        images[waiting] = sequence.after(torch.arange(len(waiting), device=rows.device), needed.clamp(max=trials))
+        position = torch.arange(trials, device=rows.device)
+        pixels[waiting, start : start + trials] = torch.where(position < needed[:, None], order, -1)
+        free[waiting] = free[waiting].scatter(1, order, False)
+        forwards[waiting] += spent + found.forwards
+        waiting = waiting[needed > trials]
+    progress(count * limit, count * limit)
+    return measured(
+        asked.model,
+        asked.images,
+        asked.labels,
+        images,
+        forwards=forwards,
+        backwards=backwards,
+        targets=asked.targets,
+        pixels=pixels,
+    )
+
+
+def _part(progress: Progress, begin: int, end: int, total: int) -> Progress:
+    """The progress of a piece of work that goes from `begin` to `end` of `total`."""
+
+    def told(done: int, whole: int, note: str = "") -> None:
+        progress(begin + (end - begin) * done // max(1, whole), total, note)
+
+    return told
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Images with the pixels that are to be set one after another."""
+
+    images: Tensor  # (n, C, H, W)
+    turn: Tensor  # (n, H * W): the trial at which a pixel is set, from 1; more than there are trials if it never is
+    level: Tensor  # (n, H * W), to what
+    trials: int
+
+    @classmethod
+    def of(cls, images: Tensor, order: Tensor, levels: Tensor) -> _Sequence:
+        """Pixels `order` (n, trials) to be set to `levels` (n, trials)."""
+        trials = order.shape[1]
+        nothing = torch.zeros_like(images[:, 0].flatten(1))
+        numbers = torch.arange(1, trials + 1, device=order.device).expand_as(order)
+        turn = torch.full_like(nothing, trials + 1, dtype=torch.int64).scatter(1, order, numbers)
+        return cls(images, turn, nothing.scatter(1, order, levels.to(images.dtype)), trials)
+
+    def after(self, row: Tensor, trial: Tensor) -> Tensor:
+        """(m, C, H, W): images `row` (m,) after their first `trial` (m,) pixels."""
+        flat = self.images.flatten(2)[row]
+        changed = torch.where((self.turn[row] <= trial[:, None])[:, None], self.level[row][:, None], flat)
+        return changed.view(-1, *self.images.shape[1:])
+
+
+def _first_success(asked: _Asked, rows: Tensor, sequence: _Sequence, progress: Progress) -> tuple[Tensor, Tensor]:
+    """After how many trials each of `rows` (n,) is where it is wanted, or trials + 1; and the evaluations spent.
 
     Rows that are done leave the batch; as they do, those that remain look several trials ahead, so that every forward
     pass holds about BATCH images.
     """
-    rows, trials = order.shape
-    flat = images.flatten(2)
-    # turn: the trial at which a pixel is set, so that the image after k trials is one torch.where away from the clean
-    turn = torch.full_like(flat[:, 0], trials + 1, dtype=torch.int64)
-    turn.scatter_(1, order, torch.arange(1, trials + 1, device=order.device).expand(rows, -1))
-    level = torch.zeros_like(flat[:, 0]).scatter_(1, order, levels)
-
-    def after(row: Tensor, trial: Tensor) -> Tensor:
-        changed = torch.where((turn[row] <= trial[:, None])[:, None], level[row][:, None], flat[row])
-        return changed.view(-1, *images.shape[1:])
-
-    def reached(prediction: Tensor, row: Tensor) -> Tensor:
-        return prediction != labels[row] if targets is None else prediction == targets[row]
-
-    everyone = torch.arange(rows, device=images.device)
-    needed = torch.zeros(rows, dtype=torch.int64, device=images.device)  # trials until success; 0: none yet, or trivial
-    spent = torch.ones_like(needed)  # the door's forward
-    waiting = everyone[~reached(clean.argmax(1), everyone)]
+    count, trials = len(rows), sequence.trials
+    needed = torch.full_like(rows, trials + 1)
+    spent = torch.zeros_like(rows)
+    waiting = torch.arange(count, device=rows.device)
     trial = 0
-    with frozen(model), torch.no_grad():
+    with frozen(asked.model), torch.no_grad():
         while len(waiting) and trial < trials:
             ahead = min(trials - trial, max(1, BATCH // len(waiting)))
             row = waiting.repeat_interleave(ahead)
-            steps = torch.arange(trial + 1, trial + ahead + 1, device=images.device).repeat(len(waiting))
+            steps = torch.arange(trial + 1, trial + ahead + 1, device=rows.device).repeat(len(waiting))
             pairs = zip(row.split(BATCH), steps.split(BATCH), strict=True)
-            prediction = torch.cat([logits_of(model, after(r, s)).argmax(1) for r, s in pairs])
-            hit = reached(prediction, row).view(len(waiting), ahead)
+            prediction = torch.cat([logits_of(asked.model, sequence.after(r, s)).argmax(1) for r, s in pairs])
+            hit = asked.reached(prediction, rows[row]).view(len(waiting), ahead)
             found = hit.any(1)
             needed[waiting[found]] = trial + 1 + hit[found].int().argmax(1)  # argmax of equals: the first
             spent[waiting] += ahead
             waiting, trial = waiting[~found], trial + ahead
-            progress(rows - len(waiting), rows)
-    progress(rows, rows)
-    position = torch.arange(trials, device=images.device)
-    return measured(
-        model,
-        images,
-        labels,
-        after(everyone, needed),
-        forwards=spent + forwards,
-        backwards=backwards,
-        targets=targets,
-        pixels=torch.where(position < needed[:, None], order, -1),
-    )
+            progress((count - len(waiting)) * trials + len(waiting) * trial, count * trials)
+    return needed, spent
