@@ -248,7 +248,8 @@ def _attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
     """One attack on a shard of the rows, in every arithmetic that is asked for.
 
     An attack that takes `flips` gets the logits of all one-pixel changes, computed once for all arithmetics; one that
-    takes `progress` is listened to.
+    takes `progress` is listened to. The first shard of a pixel attack also keeps the logits after each pixel, of one
+    row a class, so that a page can show how a prediction gives way.
     """
     params = cell.params
     attack = naming.attack(params["function"])
@@ -265,8 +266,28 @@ def _attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
     tensors = {}
     for arithmetic in params["arithmetic"] or [None]:
         chosen = {} if arithmetic is None else {"arithmetic": arithmetic}
-        tensors[arithmetic or "result"] = pack(attack(model, images, labels, **options, **chosen))
+        found = attack(model, images, labels, **options, **chosen)
+        tensors[arithmetic or "result"] = pack(found)
+        if found.pixels is not None and params["start"] == 0:
+            tensors[f"{arithmetic or 'result'} steps"] = _steps(model, found, _one_a_class(labels))
     return Outcome({"rows": len(images)}, tensors)
+
+
+def _steps(model: nn.Module, found: AttackResult, rows: Tensor) -> dict[str, Tensor]:
+    """Rows (R,) and their logits (R, S + 1, K) at first and after each of their pixels, NaN when they have no more."""
+    assert found.pixels is not None
+    flips, pixels = found.flips[rows], found.pixels[rows]
+    image, final = found.images[rows].flatten(2), found.adversarial[rows].flatten(2)
+    each = [logits_in_batches(model, image.view_as(found.images[rows]))]
+    for step in range(int(flips.max())):
+        live = (step < flips).nonzero().flatten()
+        pixel = pixels[live, step]
+        image = image.clone()
+        image[live, :, pixel] = final[live, :, pixel]
+        logits = torch.full_like(each[0], torch.nan)
+        logits[live] = logits_in_batches(model, image[live].view(-1, *found.images.shape[1:]))
+        each.append(logits)
+    return {"rows": rows, "logits": torch.stack(each, 1)}
 
 
 def pack(found: AttackResult) -> dict[str, Tensor]:

@@ -66,6 +66,8 @@ class Attack(BaseModel):
 
     function: str
     arithmetic: str | list[str] | None = None
+    rows: int | None = Field(default=None, ge=1)  # the first so many of the study's; all of them when not given
+    shard_rows: int | None = Field(default=None, ge=1)  # rows a cell; the study's when not given
 
     @field_validator("arithmetic", mode="after")
     @classmethod
@@ -399,6 +401,8 @@ def _attacks(
     """For each point of each attack's grid: what a report must know of it, and its cells, a shard of rows each."""
     for name, attack in study.attacks.items():
         arithmetic = None if attack.arithmetic is None else _listed(attack.arithmetic)
+        stop_at = min(count, attack.rows or count)
+        size = attack.shard_rows or study.shard_rows
         for options, axes in _grid(attack.model_extra or {}):
             entry = {
                 "name": name,
@@ -416,13 +420,13 @@ def _attacks(
             shards = [
                 Cell(
                     f"{entry['label']} on {label}"
-                    + (f", rows {start}..{stop - 1}" if count > study.shard_rows else ""),
+                    + (f", rows {start}..{stop - 1}" if stop_at > size else ""),
                     "attack",
                     {**params, "start": start, "stop": stop},
                     {"model": model, "rows": select},
                     environment=environment,
                 )
-                for start in range(0, count, study.shard_rows)
-                for stop in [min(start + study.shard_rows, count)]
+                for start in range(0, stop_at, size)
+                for stop in [min(start + size, stop_at)]
             ]
             yield entry, shards
