@@ -269,7 +269,7 @@ def _attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
         found = attack(model, images, labels, **options, **chosen)
         tensors[arithmetic or "result"] = pack(found)
         if found.pixels is not None and params["start"] == 0:
-            tensors[f"{arithmetic or 'result'} steps"] = _steps(model, found, _one_a_class(labels))
+            tensors[f"{arithmetic or 'result'}.steps"] = _steps(model, found, _one_a_class(labels))
     return Outcome({"rows": len(images)}, tensors)
 
 
