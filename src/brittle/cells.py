@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brittle import measures, naming
@@ -33,7 +36,8 @@ from brittle.store import Stored
 from brittle.training import fit
 
 # Raise a function's version when a change to it, or to what it calls, changes what it computes.
-VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 1, "attack": 3}
+VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 3}
+MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
 
 @dataclass(frozen=True)
@@ -195,28 +199,44 @@ def _label(cell: Cell, parents: Parents, context: Context) -> Outcome:
 
 
 def _measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
-    """Logits of the whole test split, gradient amplitudes of the selected rows, saliency maps of one row a class."""
+    """Logits of the whole test split, gradient amplitudes of the selected rows, saliency maps of one row a class.
+
+    Amplitudes are those of the network as it is used, at T = 1, in both arithmetics, and as it was trained, exactly.
+    """
     data = context.data(cell.place, cell.digest)
     model = load_model(parents["model"], context.device)
     test = data.test.to(context.device)
     logits = logits_in_batches(model, test.images)
     rows = parents["rows"].tensors("rows")
     images, labels = rows["images"].to(context.device), rows["labels"].to(context.device)
-    amplitudes = {}
-    arithmetics = get_args(Arithmetic)
-    for number, arithmetic in enumerate(arithmetics):
+    wanted: dict[str, tuple[Arithmetic, float]] = {"float32": ("float32", 1.0), "exact": ("exact", 1.0)}
+    wanted["trained"] = ("exact", cell.params["temperature"])
+    blocks = [(name, block) for name in wanted for block in range(0, len(images), MEASURED)]
+    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    for number, (name, start) in enumerate(blocks):
+        arithmetic, temperature = wanted[name]
 
-        def part(done: int, total: int, note: str = "", number: int = number) -> None:
-            context.progress(number * total + done, len(arithmetics) * total, note)
+        def amplitudes(
+            start: int = start, number: int = number, arithmetic: Arithmetic = arithmetic, t: float = temperature
+        ) -> Tensor:
+            block = images[start : start + MEASURED]
+            return measures.gradient_amplitudes(
+                model,
+                block,
+                temperature=t,
+                arithmetic=arithmetic,
+                progress=_part(context.progress, number, len(blocks)),
+            )
 
-        amplitudes[arithmetic] = measures.gradient_amplitudes(model, images, arithmetic=arithmetic, progress=part)
+        found[name].append(_kept(context.folder() / f"{name}-{start}.safetensors", amplitudes))
+    amplitudes = {name: torch.cat(values) for name, values in found.items()}
     shown = _one_a_class(labels)
     exact = loss_gradient(model, images[shown], labels[shown])
     scalars = {
         "accuracy": asdict(measures.accuracy(logits, test.labels)),
         "saturated": asdict(measures.saturated(logits)),
         "confidence": asdict(measures.confidence(logits, test.labels)),
-        "sensitivity": {name: asdict(measures.sensitivity(values)) for name, values in amplitudes.items()},
+        "sensitivity": {name: asdict(measures.sensitivity(amplitudes[name])) for name in get_args(Arithmetic)},
     }
     tensors = {
         "logits": {"test": logits, "labels": test.labels},
@@ -229,6 +249,22 @@ def _measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
         },
     }
     return Outcome(scalars, tensors)
+
+
+def _part(progress: Progress, number: int, parts: int) -> Progress:
+    """The progress of one of several parts of equal length."""
+    return lambda done, total, note="": progress(number * total + done, parts * total, note)
+
+
+def _kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:
+    """What `compute` gives; once it has been computed, from the file where it was left before a kill."""
+    with suppress(OSError, SafetensorError):
+        return load_file(path)["values"]
+    values = compute()
+    temporary = path.with_suffix(".tmp")
+    save_file({"values": values}, temporary)
+    os.replace(temporary, path)
+    return values
 
 
 def _one_a_class(labels: Tensor) -> Tensor:

@@ -289,7 +289,7 @@ def _follow(
     measure = Cell(
         f"measure {label}, seed {seed}",
         "measure",
-        {},
+        {"temperature": variant.temperature},
         {"model": variant.cell, "rows": select},
         digest=digest,
         place=study.data,
@@ -419,8 +419,7 @@ def _attacks(
             }
             shards = [
                 Cell(
-                    f"{entry['label']} on {label}"
-                    + (f", rows {start}..{stop - 1}" if stop_at > size else ""),
+                    f"{entry['label']} on {label}" + (f", rows {start}..{stop - 1}" if stop_at > size else ""),
                     "attack",
                     {**params, "start": start, "stop": stop},
                     {"model": model, "rows": select},
