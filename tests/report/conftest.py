@@ -61,6 +61,19 @@ def result(images: Tensor, labels: Tensor, needed: Sequence[int | None]) -> Atta
     )
 
 
+def steps(labels: Tensor, needed: Sequence[int | None]) -> dict[str, Tensor]:
+    """Rows 0, 1, 2: the label's logit falls from 2 to -1, the next class's rises from -1 to 2."""
+    counts = [count or 0 for count in needed[:3]]
+    logits = torch.full((3, max(counts) + 1, 3), torch.nan)
+    for row, count in enumerate(counts):
+        for step in range(count + 1):
+            gone = step / count if count else 0.0
+            logits[row, step] = 0
+            logits[row, step, labels[row]] = 2 - 3 * gone
+            logits[row, step, (labels[row] + 1) % 3] = 3 * gone - 1
+    return {"rows": torch.arange(3), "logits": logits}
+
+
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Store]:
     """Makes such a store; `skip`: cells to leave out, by key parts; `soft`: add an attack on all pixels."""
@@ -162,7 +175,8 @@ class _Maker:
                 "sensitivity": {"exact": {"count": 3, "total": 12}, "float32": {"count": 4, "total": 12}},
             },
             {
-                "amplitudes": {"exact": exact, "float32": float32},
+                "amplitudes": {"exact": exact, "float32": float32, "trained": exact - small - 1},
+                "logits": {"test": (1 - small) * torch.nn.functional.one_hot(self.labels, 3), "labels": self.labels},
                 "saliency": {
                     "rows": torch.arange(3),
                     "sign": sign,
@@ -182,6 +196,9 @@ class _Maker:
                 )
                 for arithmetic in ("float32", "exact")
             }
+            if start == 0:
+                for arithmetic in ("float32", "exact"):
+                    tensors[f"{arithmetic}.steps"] = steps(self.labels[span], NEEDED[name, attack, arithmetic][span])
             params = {"start": start, "stop": start + SHARD}
             cells.append(self.put(("attack", name, seed, attack, start), {"rows": SHARD}, tensors, params))
         return {

@@ -16,6 +16,14 @@ BOTH = ("float32", "exact")  # the two arithmetics, in the order in which they a
 
 
 @dataclass(frozen=True)
+class Steps:
+    """How the logits of some images change with each pixel that an attack sets."""
+
+    rows: Tensor  # (R,) int64: which of the report's rows
+    logits: Tensor  # (R, S + 1, K) at first and after each pixel; NaN after a row's last, and at once where it failed
+
+
+@dataclass(frozen=True)
 class Found:
     """What one attack in one arithmetic did to one model, over the rows whose cells are finished."""
 
@@ -28,6 +36,7 @@ class Found:
     backwards: float  # gradients taken, mean a row
     trivial: Tensor  # (R,) bool: wrong before the attack
     packed: Mapping[str, Tensor]  # as `brittle.cells.pack` stores it, all shards together
+    steps: Steps | None  # pixel attacks only, once the first shard is done
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,10 @@ class Measured:
     saturated: Share
     confidence: Mean
     sensitivity: Mapping[str, Share]  # by arithmetic
-    amplitudes: Mapping[str, Tensor]  # by arithmetic: (N,) log10 of a row's mean |dF/dx|, -inf where it is 0
+    amplitudes: Mapping[str, Tensor]  # (R,) log10 of a row's mean |dF/dx|, -inf where it is 0: 'float32' and 'exact' as
+    # the network is used, at T = 1; 'trained' exactly, at its own temperature
+    logits: Tensor  # (N, K) of the test images
+    labels: Tensor  # (N,) of the test images
     saliency: Saliency | None
 
 

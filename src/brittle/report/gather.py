@@ -23,6 +23,7 @@ from brittle.report.contents import (
     Provenance,
     Report,
     Saliency,
+    Steps,
     Trained,
 )
 from brittle.store import Store, Stored
@@ -137,13 +138,15 @@ def _measured(stored: Stored) -> Measured:
     scalars = stored.scalars
     confidence = scalars["confidence"]
     low, high = map(_number, confidence["interval"])
-    saliency = stored.tensors("saliency")
+    saliency, test = stored.tensors("saliency"), stored.tensors("logits")
     return Measured(
         accuracy=Share(**scalars["accuracy"]),
         saturated=Share(**scalars["saturated"]),
         confidence=Mean(_number(confidence["value"]), (low, high), confidence["rows"]),
         sensitivity={name: Share(**values) for name, values in scalars["sensitivity"].items()},
         amplitudes=stored.tensors("amplitudes"),
+        logits=test["test"],
+        labels=test["labels"],
         saliency=Saliency(saliency["rows"], saliency["sign"], saliency["log10"], saliency["float32"]),
     )
 
@@ -157,19 +160,20 @@ def _attack(
     """An attack over those of its shards that are finished, in order."""
     arithmetics = tuple(entry["arithmetic"] or ["result"])
     keys = entry["cells"]
-    spans, shards = [], []
+    spans, shards, steps = [], [], {}
     for number, key in enumerate(keys, 1):
         part = f", shard {number} of {len(keys)}" if len(keys) > 1 else ""
         shard = reader.read(f"{entry['label']} on {model}{part}", key, lambda stored: _shard(stored, arithmetics))
         if shard is not None and images is not None:
             spans.append(shard[0])
             shards.append(shard[1])
+            steps |= shard[2]
     rows = torch.cat([torch.arange(start, stop) for start, stop in spans]) if spans else torch.empty(0).long()
     found = {}
     if shards and images is not None and labels is not None:
         for arithmetic in arithmetics:
             packed = _joined([shard[arithmetic] for shard in shards])
-            found[arithmetic] = _found(arithmetic, packed, images[rows], labels[rows], entry["options"])
+            found[arithmetic] = _found(arithmetic, packed, images[rows], labels[rows], entry["options"], steps)
     return Attack(
         name=entry["name"],
         label=entry["label"],
@@ -181,14 +185,22 @@ def _attack(
     )
 
 
-def _shard(stored: Stored, arithmetics: Sequence[str]) -> tuple[tuple[int, int], dict[str, dict[str, Tensor]]]:
+def _shard(
+    stored: Stored, arithmetics: Sequence[str]
+) -> tuple[tuple[int, int], dict[str, dict[str, Tensor]], dict[str, Steps]]:
+    """Which rows, what was found of them by arithmetic, and the steps of some of them."""
     start, stop = stored.record["params"]["start"], stored.record["params"]["stop"]
     packed = {arithmetic: stored.tensors(arithmetic) for arithmetic in arithmetics}
     for tensors in packed.values():
         for name in ("success", "prediction", "forwards", "backwards"):
             if len(tensors[name]) != stop - start:
                 raise ValueError(f"{name} has {len(tensors[name])} rows, not {stop - start}")
-    return (start, stop), packed
+    steps = {}
+    for arithmetic in arithmetics:
+        if f"{arithmetic}.steps.safetensors" in stored.record["files"]:
+            kept = stored.tensors(f"{arithmetic}.steps")
+            steps[arithmetic] = Steps(start + kept["rows"], kept["logits"])
+    return (start, stop), packed, steps
 
 
 def _joined(shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -205,7 +217,12 @@ def _joined(shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _found(
-    arithmetic: str, packed: Mapping[str, Tensor], images: Tensor, labels: Tensor, options: Mapping[str, Any]
+    arithmetic: str,
+    packed: Mapping[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    options: Mapping[str, Any],
+    steps: Mapping[str, Steps],
 ) -> Found:
     result = unpack(packed, images, labels)
     fooled = result.success & ~result.trivial
@@ -224,6 +241,7 @@ def _found(
         backwards=_mean(result.backwards),
         trivial=result.trivial,
         packed=packed,
+        steps=steps.get(arithmetic),
     )
 
 
