@@ -112,3 +112,51 @@ def test_amplitudes_do_not_depend_on_the_batch():
     images = pictures(7)
     whole = measures.gradient_amplitudes(convnet(), images, batch=7)
     assert torch.allclose(whole, measures.gradient_amplitudes(convnet(), images, batch=2), atol=1e-6)
+
+
+# Two models on the same rows ----------------------------------------------------------------------------------------
+
+
+def outcomes(both: int, one: int, other: int, neither: int) -> tuple[torch.Tensor, torch.Tensor]:
+    table = [(True, True)] * both + [(True, False)] * one + [(False, True)] * other + [(False, False)] * neither
+    first, second = zip(*table, strict=True)
+    return torch.tensor(first), torch.tensor(second)
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [  # Newcombe 1998, table III, method 10
+        ((36, 12, 2, 0), 0.0569, 0.3404),
+        ((20, 12, 2, 16), 0.0562, 0.3290),
+        ((1, 1, 1, 7), -0.2759, 0.2759),
+        ((0, 29, 1, 0), 0.6666, 0.9882),
+        ((30, 0, 0, 0), -0.1135, 0.1135),
+    ],
+)
+def test_a_paired_difference_has_newcombes_published_interval(table: tuple[int, ...], low: float, high: float):
+    found = measures.paired(*outcomes(*table))
+    assert (found.both, found.one, found.other, found.neither) == table
+    assert found.difference.value == pytest.approx((table[1] - table[2]) / sum(table))
+    assert found.difference.interval == pytest.approx((low, high), abs=6e-4)
+
+
+def test_mcnemars_test_is_the_binomial_test_of_the_rows_that_differ():
+    found = measures.paired(*outcomes(50, 9, 1, 40))
+    assert found.p == pytest.approx(2 * (1 + 10) / 2**10)
+    assert measures.paired(*outcomes(50, 0, 0, 40)).p == 1
+
+
+def test_a_ratio_of_shares_has_about_its_delta_methods_interval():
+    """Of independent shares 0.4 and 0.02 of 10,000 rows: log ratio 2.996, its variance 0.6/4000 + 0.98/200."""
+    found = measures.paired(*outcomes(80, 3920, 120, 5880))
+    half = 1.96 * math.sqrt(0.6 / 4000 + 0.98 / 200)
+    assert found.ratio.value == pytest.approx(20)
+    assert found.ratio.interval == pytest.approx((20 * math.exp(-half), 20 * math.exp(half)), rel=0.03)
+
+
+def test_no_rows_and_no_successes_are_not_an_error():
+    nothing = torch.zeros(0, dtype=torch.bool)
+    assert math.isnan(measures.paired(nothing, nothing).difference.value)
+    never = torch.zeros(5, dtype=torch.bool)
+    assert math.isnan(measures.paired(never, never).ratio.value)
+    assert measures.paired(~never, never).ratio.value == math.inf

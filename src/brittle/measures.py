@@ -68,6 +68,26 @@ class Flips:
     failures: int
 
 
+@dataclass(frozen=True)
+class Paired:
+    """Two yes-or-no outcomes of the same rows, such as whether each of two models was fooled; NaN if no rows.
+
+    Attributes:
+        both, one, other, neither: rows by outcome; `one` and `other` alone are those that tell the two apart.
+        difference: share of the one less that of the other, in [-1, 1], with Newcombe's 95 % interval.
+        ratio: share of the one over that of the other, with its 95 % percentile bootstrap interval.
+        p: of McNemar's exact test that the two shares are the same.
+    """
+
+    both: int
+    one: int
+    other: int
+    neither: int
+    difference: Mean
+    ratio: Mean
+    p: float
+
+
 def share(rows: Tensor) -> Share:
     """The share of rows that are true: (N,) bool."""
     return Share(int(rows.sum()), len(rows))
@@ -82,6 +102,54 @@ def mean(values: Tensor, *, resamples: int = 2000, seed: int = 0) -> Mean:
     draws = [numbers[random.integers(0, len(numbers), len(numbers))].mean() for _ in range(resamples)]
     low, high = np.quantile(draws, [0.025, 0.975])
     return Mean(float(numbers.mean()), (float(low), float(high)), len(numbers))
+
+
+def paired(one: Tensor, other: Tensor, *, resamples: int = 10_000, seed: int = 0) -> Paired:
+    """Compares two outcomes of the same rows, (N,) bool each.
+
+    McNemar 1947, exact; Newcombe 1998, method 10, which has an interval even where one share is 0 or 1.
+    """
+    counts = [int(rows.sum()) for rows in (one & other, one & ~other, ~one & other, ~one & ~other)]
+    both, first, second, neither = counts
+    total = len(one)
+    if not total:
+        nothing = Mean(math.nan, (math.nan, math.nan), 0)
+        return Paired(0, 0, 0, 0, nothing, nothing, math.nan)
+    from scipy.stats import binomtest
+
+    p = binomtest(first, first + second).pvalue if first + second else 1.0
+    random = np.random.default_rng(seed)
+    draws = random.multinomial(total, np.array(counts) / total, resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (draws[:, 0] + draws[:, 1]) / (draws[:, 0] + draws[:, 2])
+        ratio = float(np.divide(both + first, both + second))
+    low, high = (
+        np.nanquantile(ratios, [0.025, 0.975], method="nearest") if np.isfinite(ratios).any() else (math.nan,) * 2
+    )
+    return Paired(
+        *counts,
+        difference=Mean((first - second) / total, _newcombe(*counts), total),
+        ratio=Mean(ratio, (float(low), float(high)), total),
+        p=float(p),
+    )
+
+
+def _newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    total = both + first + second + neither
+    one, other = Share(both + first, total), Share(both + second, total)
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    excess = both * neither - first * second
+    if excess > 0:
+        excess = max(0.0, excess - total / 2)  # continuity
+    phi = excess / math.sqrt(margins) if margins else 0.0
+    gap = one.value - other.value
+
+    def reach(up: float, down: float) -> float:
+        return math.sqrt(max(0.0, up * up - 2 * phi * up * down + down * down))
+
+    low = reach(one.value - one.interval[0], other.interval[1] - other.value)
+    high = reach(one.interval[1] - one.value, other.value - other.interval[0])
+    return gap - low, gap + high
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Share:

@@ -184,6 +184,25 @@ def test_algorithm_4_with_one_map_is_algorithm_2():
     assert torch.equal(once.forwards, anew.forwards)
 
 
+def test_algorithm_4_may_give_up_at_a_map_of_zeros():
+    """Two classes far apart: float32's softmax is one-hot wherever a single pixel leads, and only the exact map is not."""
+    model, images, labels, _ = two_classes(scale=1e4)
+    by_index = song_4(model, images, labels, max_pixels=25, arithmetic="float32")
+    stopped = song_4(model, images, labels, max_pixels=25, arithmetic="float32", stop_at_zeros=True)
+    zeros = ~stopped.success & (stopped.forwards <= 1 + 2 * 25)  # no more than one map
+    assert zeros.any()
+    assert (by_index.forwards[zeros] > 1 + 2 * 25).all()
+    assert torch.equal(stopped.adversarial[~zeros], by_index.adversarial[~zeros])
+    exact, same = (song_4(model, images, labels, max_pixels=25, stop_at_zeros=stop) for stop in (True, False))
+    assert torch.equal(exact.adversarial, same.adversarial)
+    assert torch.equal(exact.forwards, same.forwards)
+
+
+def test_a_map_of_equals_is_no_map_of_zeros():
+    found = song_4(Brightness(2.5), torch.zeros(1, 1, 3, 3), torch.tensor([0]), stop_at_zeros=True)
+    assert in_order(found, 0) == [0, 1, 2]
+
+
 def test_algorithm_4_leaves_a_pixel_that_the_last_flip_has_made_useless():
     """Either of the first two pixels passes the first gate, and only then does the third matter: 2 maps, 2 flips."""
     model = Gates()

@@ -115,6 +115,7 @@ def song_4(
     signed: bool = False,
     darken: bool = True,
     refresh_every: int = 1,
+    stop_at_zeros: bool = False,
     flips: tuple[Tensor, Tensor] | None = None,
     progress: Progress = silent,
 ) -> AttackResult:
@@ -125,12 +126,15 @@ def song_4(
 
     Arguments, result and errors as for `song_2`, except:
         refresh_every: pixels set between one map and the next, at least 1; with `max_pixels` it is algorithm 2.
+        stop_at_zeros: give a row up, as failed, at a map in which no pixel changes the loss, rather than go on by
+            index. In float32 that is what becomes of a saturated network's maps, one after another and at full cost;
+            the paper sets such samples aside as underflowed.
     """
     if refresh_every < 1:
         raise InputError(f"refresh_every must be at least 1, got {refresh_every}")
     asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
     maps = _Differences(asked, flips, temperature, arithmetic, signed, darken)
-    return _set_pixels(asked, maps, max_pixels, refresh_every, progress)
+    return _set_pixels(asked, maps, max_pixels, refresh_every, progress, stop_at_zeros=stop_at_zeros)
 
 
 def song_3(
@@ -206,7 +210,12 @@ class _Map:
 
     saliency: Tensor  # (n, H * W), the more the sooner
     levels: Tensor  # (n, H * W), what each would be set to
-    forwards: Tensor | int  # (n,) spent on it
+    zeros: Tensor  # (n,) bool: whether no pixel changes the loss
+    forwards: Tensor  # (n,) spent on it
+
+    def of(self, rows: Tensor) -> _Map:
+        """The same for some of its rows (m,)."""
+        return _Map(self.saliency[rows], self.levels[rows], self.zeros[rows], self.forwards[rows])
 
 
 class _Maps(Protocol):
@@ -228,7 +237,8 @@ class _Fixed(_Maps):
     share = 0.0
 
     def __call__(self, rows: Tensor, images: Tensor, free: Tensor, progress: Progress) -> _Map:
-        return _Map(self.saliency[rows], self.levels[rows], 0)
+        saliency = self.saliency[rows]
+        return _Map(saliency, self.levels[rows], (saliency == 0).all(1), torch.zeros_like(rows))
 
 
 def _gradient_map(asked: _Asked, temperature: float, arithmetic: Arithmetic) -> Tensor:
@@ -261,10 +271,13 @@ class _Differences(_Maps):
         else:
             wanted = torch.stack([free & self.darken, free], 1)
             logits, evaluations = flip_logits(self.asked.model, images, current, wanted=wanted, progress=progress)
-        to_zero, to_one = self._change(logits, current, self.asked.aim[rows]).unbind(1)
+        change = self._change(logits, current, self.asked.aim[rows])
+        none = -torch.inf if self.arithmetic == "exact" and not self.signed else 0.0
+        zeros = (change == none).flatten(1).all(1)
+        to_zero, to_one = change.unbind(1)
         if not self.darken:
             to_zero = torch.full_like(to_zero, -torch.inf)
-        return _Map(torch.maximum(to_zero, to_one), to_one >= to_zero, evaluations + int(not untouched))
+        return _Map(torch.maximum(to_zero, to_one), to_one >= to_zero, zeros, evaluations + int(not untouched))
 
     def _change(self, logits: Tensor, current: Tensor, aim: Tensor) -> Tensor:
         """(n, 2, P): what flips with logits (n, 2, P, K) make of the loss of images with logits (n, K)."""
@@ -296,7 +309,14 @@ def _log_change(after: SignedLog, before: SignedLog) -> Tensor:
 
 
 def _set_pixels(
-    asked: _Asked, maps: _Maps, max_pixels: int, refresh_every: int, progress: Progress, *, backwards: int = 0
+    asked: _Asked,
+    maps: _Maps,
+    max_pixels: int,
+    refresh_every: int,
+    progress: Progress,
+    *,
+    backwards: int = 0,
+    stop_at_zeros: bool = False,
 ) -> AttackResult:
     """Sets pixels one by one until the prediction is as wanted: `refresh_every` by one map, then by the next."""
     images = asked.images.clone()
@@ -314,6 +334,10 @@ def _set_pixels(
         begin = (count - len(waiting)) * limit + len(waiting) * start
         mapped, end = begin + int(maps.share * len(waiting) * trials), begin + len(waiting) * trials
         found = maps(waiting, images[waiting], free[waiting], _part(progress, begin, mapped, count * limit))
+        forwards[waiting] += found.forwards
+        if stop_at_zeros:
+            told = (~found.zeros).nonzero().flatten()
+            waiting, found = waiting[told], found.of(told)
         # what cannot change the loss, exactly -inf, still goes before what has been set already
         saliency = found.saliency.clamp(min=torch.finfo(found.saliency.dtype).min)
         saliency = saliency.masked_fill(~free[waiting], -torch.inf)
@@ -324,7 +348,7 @@ def _set_pixels(
         position = torch.arange(trials, device=rows.device)
         pixels[waiting, start : start + trials] = torch.where(position < needed[:, None], order, -1)
         free[waiting] = free[waiting].scatter(1, order, False)
-        forwards[waiting] += spent + found.forwards
+        forwards[waiting] += spent
         waiting = waiting[needed > trials]
     progress(count * limit, count * limit)
     return measured(
