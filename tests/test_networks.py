@@ -11,7 +11,7 @@ from problems import bits, condition, convnet, pictures
 from torch import nn
 
 from brittle.errors import InputError
-from brittle.networks import build, frozen, logits_of, papernot_cifar, papernot_mnist, parameter_dtype
+from brittle.networks import Scaled, build, frozen, logits_of, papernot_cifar, papernot_mnist, parameter_dtype
 
 
 def conv(inputs: int, outputs: int) -> int:
@@ -82,6 +82,34 @@ def test_weights_fill_glorots_interval_and_biases_are_zero(make: Callable[[], nn
         assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
         assert layer.bias is not None
         assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize(("make", "shape"), [(papernot_mnist, (1, 16, 16)), (papernot_cifar, (3, 16, 16))])
+def test_a_scaled_network_is_the_plain_one_on_scaled_images(
+    make: Callable[..., nn.Sequential], shape: tuple[int, int, int]
+):
+    plain, scaled = (build(make, seed=0, size=16, pixel_scale=scale).eval() for scale in (1.0, 255 / 256))
+    images = pictures(3, shape)
+    assert torch.equal(scaled(images), plain(images * 255 / 256))
+    assert not torch.equal(scaled(images), plain(images))
+
+
+def test_only_a_scaled_network_has_a_layer_more_and_its_weights_do_not_load_into_a_plain_one():
+    plain, scaled = (build(papernot_mnist, seed=0, size=16, pixel_scale=scale) for scale in (1.0, 255 / 256))
+    assert bits(plain) == bits(build(papernot_mnist, seed=0, size=16))
+    assert [isinstance(layer, Scaled) for layer in plain.children()] == [False] * 19
+    assert [isinstance(layer, Scaled) for layer in scaled.children()] == [True] + [False] * 19
+    assert list(bits(scaled).values()) == list(bits(plain).values())
+    build(papernot_mnist, seed=1, size=16, pixel_scale=255 / 256).load_state_dict(scaled.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        plain.load_state_dict(scaled.state_dict())
+
+
+@pytest.mark.parametrize("make", [papernot_mnist, papernot_cifar])
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_scale_that_is_not_positive_and_finite_is_refused(make: Callable[..., nn.Sequential], scale: float):
+    with pytest.raises(InputError, match=f"^pixel_scale must be positive and finite, got {scale}$"):
+        make(pixel_scale=scale)
 
 
 def test_a_seed_gives_the_same_bits_and_another_seed_others():

@@ -27,7 +27,7 @@ def titles(plan, function):
     return [cell.title for cell in plan.cells if cell.function == function]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "song-2017"])
+@pytest.mark.parametrize("name", ["quickstart", "song-2017", "song-2017-code", "song-2017-sweep"])
 def test_the_studies_that_come_with_brittle_are_studies(name):
     assert study.read(name).name == name
 
@@ -38,6 +38,75 @@ def test_the_published_settings_of_song_are_its_defaults():
     assert (song.training.learning_rate, song.training.momentum) == (0.1, 0.5)
     assert song.models["distilled"].learning_rate == 0.05
     assert [song.models[m].temperature for m in ("standard", "tempered", "distilled")] == [1, 20, 20]
+
+
+EARLIER = {  # of the train cells, in float32 on the CPU, as 0.1.0 had them before `decay_on`
+    "song-2017": [
+        "5a08d8f3dbe1cf1669e363bfc365abe7",
+        "b1b84add14a6b331b32da2786a094aac",
+        "01ee2e50dc0db1a81ea0db86d35d4ab0",
+    ],
+    "quickstart": [
+        "161475c0a32628c66024c4828410d3f1",
+        "a3fadcc0c522bd899499032b8a942d40",
+        "b2bc8dd40d7dde838a619f2d5dacf788",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_cells_that_earlier_versions_computed_are_found_again(name):
+    plan = study.expand(study.read(name), blobs(), device="cpu", dtype="float32")
+    assert [cell.key for cell in plan.cells if cell.function == "train"] == EARLIER[name]
+
+
+def test_the_settings_of_songs_code_reach_the_cells():
+    plan = study.expand(study.read("song-2017-code"), blobs(), device="cpu", dtype="float32")
+    trained = [cell.params for cell in plan.cells if cell.function == "train"]
+    assert [(params["temperature"], params["learning_rate"]) for params in trained] == [(1, 0.1), (20, 0.1), (20, 0.05)]
+    for params in trained:
+        assert (params["nesterov"], params["weight_decay"], params["decay_on"]) == (True, 0.02, "output")
+        assert params["network_options"] == {"dropout": 0.5, "pixel_scale": 255 / 256}
+    options = {cell.params["function"][-6:]: cell.params["options"] for cell in plan.cells if cell.function == "attack"}
+    for attack in ("song_2", "song_4"):
+        assert (options[attack]["signed"], options[attack]["darken"]) == (True, False)
+
+
+def test_songs_code_differs_from_his_text_in_nothing_else():
+    same = {"data", "layout", "rows", "shard_rows", "seeds", "training", "models", "attacks"}
+    text, code = (study.read(name).model_dump(include=same) for name in ("song-2017", "song-2017-code"))
+    for recipe in (text, code):
+        for key in ("nesterov", "weight_decay", "decay_on", "network_options"):
+            for table in (recipe["training"], *recipe["models"].values()):
+                del table[key]
+        for attack in ("song_2", "song_4"):
+            for key in ("signed", "darken"):
+                recipe["attacks"][attack].pop(key, None)
+    assert code == text
+
+
+def test_the_sweep_has_fourteen_models_a_seed_and_each_student_the_teacher_of_its_own_temperature():
+    plan = study.expand(study.read("song-2017-sweep"), blobs(), device="cpu", dtype="float32")
+    temperatures = [1, 2, 5, 10, 20, 40, 100]
+    for seed in (0, 1, 2):
+        entries = [entry for entry in plan.record["models"] if entry["seed"] == seed]
+        for name in ("hard", "distilled"):
+            assert [entry["temperature"] for entry in entries if entry["name"] == name] == temperatures
+        assert len(entries) == 14
+    cells = {cell.key: cell for cell in plan.cells}
+    for entry in plan.record["models"]:
+        cell = cells[entry["train"]]
+        assert (cell.params["temperature"], cell.params["epochs"]) == (entry["temperature"], 3)
+        if entry["name"] == "hard":
+            assert (cell.params["seed"], cell.params["learning_rate"], cell.parents) == (entry["seed"], 0.1, {})
+            continue
+        labels = cell.parents["labels"]
+        teacher = labels.parents["teacher"]
+        assert cell.params["learning_rate"] == 0.05
+        assert labels.params["temperature"] == teacher.params["temperature"] == entry["temperature"]
+        assert teacher.params["seed"] == entry["seed"]
+        assert not teacher.parents
+    assert sum(cell.function == "train" for cell in plan.cells) == 42
 
 
 def test_parents_come_before_their_children():
@@ -96,6 +165,21 @@ def test_a_key_changes_with_what_is_computed_and_with_nothing_else():
     assert key(other) != base
 
 
+def test_what_is_penalised_is_part_of_the_key_unless_it_is_what_always_was():
+    def key(model, **training):
+        return expanded(training={"weight_decay": 0.1, **training}, models={"plain": model}, attacks={}).cells[1].key
+
+    base = key({})
+    assert key({}, decay_on="weights") == base
+    assert key({"decay_on": "weights"}, decay_on="output") == base
+    assert key({}, decay_on="output") == key({"decay_on": "output"}) != base
+
+
+def test_what_is_penalised_may_be_a_list():
+    plan = expanded(training={"decay_on": ["weights", "output"]}, models={"plain": {}}, attacks={})
+    assert titles(plan, "train") == ["train plain decay_on=weights, seed 0", "train plain decay_on=output, seed 0"]
+
+
 def test_a_foreign_network_is_part_of_the_key(tmp_path, monkeypatch):
     def key():
         return expanded(models={"plain": {"network": "mynets_for_key.make"}}, attacks={}).cells[1].key
@@ -135,6 +219,8 @@ def test_a_setting_is_read_as_toml_or_as_a_string(setting, path, value):
         ({"training": {"temperature": 0.0}}, "temperature must be a positive finite number, got 0.0"),
         ({"training": {"temperature": float("nan")}}, "temperature must be a positive finite number, got nan"),
         ({"training": {"temperature": [1.0, float("inf")]}}, "must be a positive finite number, got inf"),
+        ({"training": {"decay_on": "ouput"}}, "training.decay_on: unknown decay_on 'ouput': did you mean 'output'"),
+        ({"models": {"a": {"decay_on": ["output", "all"]}}}, "models.a.decay_on: unknown decay_on 'all'"),
         ({"modles": {}}, "modles: unknown key"),
         ({"models": {"a": {"teacher": "b"}, "b": {"teacher": "a"}}}, "in a circle: a -> b -> a"),
         ({"models": {"a": {"teacher": "c"}}}, "unknown teacher of model a, 'c'"),

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 from problems import Counting, bits, blobs, convnet, linear
+from safetensors import safe_open
 from torch import nn
 
 from brittle.data import Data, Split
 from brittle.errors import InputError
-from brittle.training import Diverged, Fitted, fit, resolve_device, resolve_dtype
+from brittle.training import DecayOn, Diverged, Fitted, fit, resolve_device, resolve_dtype
 
 BLOBS = blobs()
 RECIPE: dict[str, Any] = {"epochs": 4, "batch_size": 16, "momentum": 0.9, "seed": 3}
@@ -85,6 +86,29 @@ def test_steps_are_those_of_gradient_descent_written_out(steps: int, options: di
     for parameter, wanted in zip(network.parameters(), expected[:2], strict=True):
         np.testing.assert_allclose(parameter.detach().numpy(), wanted, rtol=1e-5, atol=1e-6)
     assert [epoch.loss for epoch in found.history] == pytest.approx(expected[2], rel=1e-5)
+
+
+@pytest.mark.parametrize("decay_on", ["weights", "output"])
+def test_a_step_pulls_at_the_weights_that_are_penalised_as_lasagnes_squares_do(decay_on: DecayOn):
+    network = convnet(classes=3)
+    by_hand = copy.deepcopy(network)
+    names = {"weights": ["0.weight", "4.weight"], "output": ["4.weight"]}[decay_on]
+    squares = torch.stack([by_hand.get_parameter(name).square().sum() for name in names]).sum()
+    loss = nn.functional.cross_entropy(by_hand(BLOBS.train.images), BLOBS.train.labels) + 0.1 * squares
+    loss.backward()
+    whole: dict[str, Any] = {"epochs": 1, "batch_size": 60, "momentum": 0.0, "learning_rate": 0.5}
+    trained(network, weight_decay=0.2, decay_on=decay_on, **whole)
+    for found, start in zip(network.parameters(), by_hand.parameters(), strict=True):
+        assert start.grad is not None
+        torch.testing.assert_close(found, start - 0.5 * start.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_whose_last_parameter_is_no_bias_is_penalised_there():
+    network = linear(classes=3, shape=(1, 6, 6), bias=False)
+    same = copy.deepcopy(network)
+    trained(network, weight_decay=0.2, decay_on="output")
+    assert bits(network) == bits(trained(same, weight_decay=0.2).model)
+    assert bits(network) != bits(trained(linear(classes=3, shape=(1, 6, 6), bias=False)).model)
 
 
 def test_every_image_is_seen_once_an_epoch_and_the_last_step_takes_what_is_left():
@@ -268,6 +292,20 @@ def test_a_checkpoint_of_another_request_is_not_gone_on_from(tmp_path: Path, oth
     assert bits(trained(checkpoint=checkpoint).model) == bits(trained().model)
 
 
+def test_a_checkpoint_of_another_penalty_is_not_gone_on_from(tmp_path: Path):
+    checkpoint = tmp_path / "other.safetensors"
+    trained(weight_decay=0.1, decay_on="output", checkpoint=checkpoint)
+    assert bits(trained(weight_decay=0.1, checkpoint=checkpoint).model) == bits(trained(weight_decay=0.1).model)
+
+
+def test_a_checkpoint_of_earlier_versions_is_of_the_same_request(tmp_path: Path):
+    checkpoint = tmp_path / "earlier.safetensors"
+    trained(epochs=1, weight_decay=0.1, checkpoint=checkpoint)
+    with safe_open(checkpoint, "pt") as file:
+        request = file.metadata()["request"]
+    assert request == "96808397da0cfa1d60d4f556644ffa339fceb365c56ebb76df14a5c47e894ccf"  # as 0.1.0 wrote it
+
+
 def test_a_checkpoint_of_another_architecture_is_not_gone_on_from(tmp_path: Path):
     checkpoint = tmp_path / "other.safetensors"
     trained(linear(classes=3, shape=(1, 6, 6)), checkpoint=checkpoint)
@@ -314,6 +352,7 @@ def test_divergence_says_when_and_what_to_try():
         ({"momentum": math.nan}, r"momentum must lie in \[0, 1\), got nan"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum above 0"),
         ({"weight_decay": -0.1}, r"weight_decay must be at least 0, got -0\.1"),
+        ({"decay_on": "ouput"}, "unknown decay_on 'ouput': did you mean 'output'"),
         ({"temperature": 0.0}, "temperature must be a positive finite number"),
         ({"dtype": "float61"}, "unknown dtype 'float61': did you mean 'bfloat16' or 'float32'"),
         ({"device": "gpu"}, "device must be auto, cpu or cuda"),

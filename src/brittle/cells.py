@@ -7,6 +7,7 @@ computed, or only in the last bits.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -209,27 +210,7 @@ def _measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
     logits = logits_in_batches(model, test.images)
     rows = parents["rows"].tensors("rows")
     images, labels = rows["images"].to(context.device), rows["labels"].to(context.device)
-    wanted: dict[str, tuple[Arithmetic, float]] = {"float32": ("float32", 1.0), "exact": ("exact", 1.0)}
-    wanted["trained"] = ("exact", cell.params["temperature"])
-    blocks = [(name, block) for name in wanted for block in range(0, len(images), MEASURED)]
-    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    for number, (name, start) in enumerate(blocks):
-        arithmetic, temperature = wanted[name]
-
-        def amplitudes(
-            start: int = start, number: int = number, arithmetic: Arithmetic = arithmetic, t: float = temperature
-        ) -> Tensor:
-            block = images[start : start + MEASURED]
-            return measures.gradient_amplitudes(
-                model,
-                block,
-                temperature=t,
-                arithmetic=arithmetic,
-                progress=_part(context.progress, number, len(blocks)),
-            )
-
-        found[name].append(_kept(context.folder() / f"{name}-{start}.safetensors", amplitudes))
-    amplitudes = {name: torch.cat(values) for name, values in found.items()}
+    amplitudes = _amplitudes(model, images, cell.params["temperature"], context)
     shown = _one_a_class(labels)
     exact = loss_gradient(model, images[shown], labels[shown])
     scalars = {
@@ -249,6 +230,26 @@ def _measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
         },
     }
     return Outcome(scalars, tensors)
+
+
+def _amplitudes(model: nn.Module, images: Tensor, temperature: float, context: Context) -> dict[str, Tensor]:
+    """By kind, (N,) log10 of each image's mean |dF/dx|; each MEASURED images are kept for a run that was killed."""
+    kinds: dict[str, tuple[Arithmetic, float]] = {
+        "float32": ("float32", 1.0),
+        "exact": ("exact", 1.0),
+        "trained": ("exact", temperature),
+    }
+    blocks = images.split(MEASURED)
+    found = {}
+    for number, (kind, (arithmetic, at)) in enumerate(kinds.items()):
+        parts = []
+        for place, block in enumerate(blocks):
+            told = _part(context.progress, number * len(blocks) + place, len(kinds) * len(blocks))
+            options = {"temperature": at, "arithmetic": arithmetic, "progress": told}
+            compute = functools.partial(measures.gradient_amplitudes, model, block, **options)
+            parts.append(_kept(context.folder() / f"{kind}-{place}.safetensors", compute))
+        found[kind] = torch.cat(parts)
+    return found
 
 
 def _part(progress: Progress, number: int, parts: int) -> Progress:

@@ -110,7 +110,7 @@ def paired(one: Tensor, other: Tensor, *, resamples: int = 10_000, seed: int = 0
     McNemar 1947, exact; Newcombe 1998, method 10, which has an interval even where one share is 0 or 1.
     """
     counts = [int(rows.sum()) for rows in (one & other, one & ~other, ~one & other, ~one & ~other)]
-    both, first, second, neither = counts
+    both, first, second, _ = counts
     total = len(one)
     if not total:
         nothing = Mean(math.nan, (math.nan, math.nan), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from brittle.errors import InputError
 
 
-def papernot_mnist(*, channels: int = 1, classes: int = 10, size: int = 28, dropout: float = 0.5) -> nn.Sequential:
+def papernot_mnist(
+    *, channels: int = 1, classes: int = 10, size: int = 28, dropout: float = 0.5, pixel_scale: float = 1.0
+) -> nn.Sequential:
     """Four 3 x 3 convolutions (32, 32, 64, 64), two dense layers of 200: the network of Song 2017, table 1.
 
     Papernot et al. 2016 and Carlini and Wagner 2017 use it for MNIST too. Convolutions are not padded. Weights are
@@ -22,29 +25,56 @@ def papernot_mnist(*, channels: int = 1, classes: int = 10, size: int = 28, drop
         classes: K, the number of logits.
         size: height and width of the images, at least 16.
         dropout: rate before each dense layer, in [0, 1).
+        pixel_scale: what images in [0, 1] are multiplied by ahead of the first layer, > 0. Song's code divides bytes
+            by 256: 255/256. Unless it is 1, a `Scaled` comes first, and the weights of the layers after it are named
+            one number higher, so that those of a scaled network do not load into a plain one.
 
     Returns:
         A network (B, channels, size, size) in [0, 1] -> (B, classes).
+
+    Raises:
+        InputError: if size is below 16, or pixel_scale not positive and finite.
     """
-    return _papernot(channels, classes, size, dropout, maps=(32, 64), dense=200)
+    return _papernot(channels, classes, size, dropout, pixel_scale, maps=(32, 64), dense=200)
 
 
-def papernot_cifar(*, channels: int = 3, classes: int = 10, size: int = 32, dropout: float = 0.5) -> nn.Sequential:
+def papernot_cifar(
+    *, channels: int = 3, classes: int = 10, size: int = 32, dropout: float = 0.5, pixel_scale: float = 1.0
+) -> nn.Sequential:
     """Four 3 x 3 convolutions (64, 64, 128, 128), two dense layers of 256: Papernot et al. 2016 on CIFAR-10.
 
-    Arguments, initial weights and result as for `papernot_mnist`.
+    Arguments, initial weights, result and errors as for `papernot_mnist`.
     """
-    return _papernot(channels, classes, size, dropout, maps=(64, 128), dense=256)
+    return _papernot(channels, classes, size, dropout, pixel_scale, maps=(64, 128), dense=256)
+
+
+class Scaled(nn.Module):
+    """What it is given, times `factor`: a layer without weights."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return images * self.factor
+
+    def extra_repr(self) -> str:
+        """The factor, for whoever prints the network."""
+        return f"{self.factor:g}"
 
 
 def _papernot(
-    channels: int, classes: int, size: int, dropout: float, *, maps: tuple[int, int], dense: int
+    channels: int, classes: int, size: int, dropout: float, pixel_scale: float, *, maps: tuple[int, int], dense: int
 ) -> nn.Sequential:
     side = ((size - 4) // 2 - 4) // 2
     if side < 1:
         raise InputError(f"this network needs images of at least 16 x 16 pixels, got size={size}")
+    if not (math.isfinite(pixel_scale) and pixel_scale > 0):
+        raise InputError(f"pixel_scale must be positive and finite, got {pixel_scale}")
     few, many = maps
     network = nn.Sequential(
+        *([] if pixel_scale == 1 else [Scaled(pixel_scale)]),
         nn.Conv2d(channels, few, 3),
         nn.ReLU(),
         nn.Conv2d(few, few, 3),

@@ -78,7 +78,10 @@ Given = Callable[["Data"], Mapping[str, "Cell"]]
 def run_study(study: Study, how: Request, given: Given | None = None) -> None:
     """Runs a study into the store, then prints its table and writes its page."""
     from brittle import engine
+    from brittle.report import claims
 
+    if study.claims is not None:
+        claims.of(study.claims)  # a wrong name is told now, not after hours
     store = how.open_store()
     with Bars(quiet=how.quiet or how.as_json, verbose=how.verbose) as bars:
         device = how.torch_device()
@@ -95,7 +98,7 @@ def run_study(study: Study, how: Request, given: Given | None = None) -> None:
 
 def report_study(store: Store, name: str, how: Request) -> None:
     """Prints a stored study's table and writes its page."""
-    from brittle.report import gather, table, write
+    from brittle.report import claims_table, gather, table, write
 
     found = gather(store, name)
     page = write(found, how.output or store.root / "reports" / name)
@@ -103,6 +106,9 @@ def report_study(store: Store, name: str, how: Request) -> None:
         out.print_json((page.parent / "results.json").read_text(encoding="utf-8"))
         return
     out.print(table(found))
+    if said := claims_table(found):
+        out.print()
+        out.print(said)
     out.print(f"\nThe whole page: {page}", highlight=False, soft_wrap=True)
 
 

@@ -22,7 +22,7 @@ from brittle.data import Data
 from brittle.distillation import generation_seed
 from brittle.errors import InputError, unknown
 from brittle.softmax import check_arithmetic
-from brittle.training import check_setting
+from brittle.training import check_decay_on, check_setting
 
 Numbers = float | list[float]
 Integers = int | list[int]
@@ -44,12 +44,20 @@ class Training(_Table):
     momentum: Numbers = 0.5
     nesterov: bool | list[bool] = False
     weight_decay: Numbers = 0.0
+    decay_on: str | list[str] = "weights"
 
     @field_validator("temperature", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", mode="after")
     @classmethod
     def _in_range(cls, value: Any, info: ValidationInfo) -> Any:
         for one in _listed(value):
             check_setting(str(info.field_name), one)
+        return value
+
+    @field_validator("decay_on", mode="after")
+    @classmethod
+    def _decays(cls, value: str | list[str]) -> str | list[str]:
+        for one in _listed(value):
+            check_decay_on(one)
         return value
 
 
@@ -83,6 +91,7 @@ class Study(_Table):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     title: str
     about: str = ""
+    claims: str | None = None  # the paper whose claims the report sets beside the results
     data: str
     layout: Literal["NCHW", "NHWC"] | None = None
     rows: int | Literal["all"] = 100
@@ -331,7 +340,10 @@ def _teachers_first(study: Study) -> list[str]:
 def _chosen(study: Study, model: Model) -> dict[str, Any]:
     """The model's training settings: its own where it has them, else the study's."""
     own = model.model_dump(exclude_unset=True, exclude={"teacher"})
-    return study.training.model_dump() | own
+    chosen = study.training.model_dump() | own
+    if chosen["decay_on"] == "weights":  # unsaid, so that cells from before there was a choice keep their keys
+        del chosen["decay_on"]
+    return chosen
 
 
 def _variants(

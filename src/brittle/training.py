@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -24,6 +25,7 @@ from brittle.progress import Progress, silent
 from brittle.softmax import check_temperature
 
 DTYPES = ("auto", "float32", "bfloat16")
+DecayOn = Literal["weights", "output"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def fit(
     momentum: float = 0.5,
     nesterov: bool = False,
     weight_decay: float = 0.0,
+    decay_on: DecayOn = "weights",
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -104,7 +107,9 @@ def fit(
         batch_size: images a step; the last step of an epoch takes what is left.
         learning_rate: > 0.
         momentum: in [0, 1); nesterov: with Nesterov's correction.
-        weight_decay: L2 penalty, gradient weight_decay * w, on weights but not on biases.
+        weight_decay: L2 penalty, gradient weight_decay * w, >= 0. Lasagne's l2 has no half: its 0.01 is 0.02 here.
+        decay_on: what is penalised, never a bias: 'weights' all weights; 'output' those of the last layer alone, which
+            is the last parameter of two dimensions or more in the network's order, as in Song's std_CNN.py.
         seed: of the order of the images and of dropout. Initial weights are the network's own: `networks.build`.
         device: 'auto', 'cpu' or 'cuda[:N]'.
         dtype: 'auto', 'float32' or 'bfloat16' (autocast; weights stay float32).
@@ -124,6 +129,7 @@ def fit(
     settings |= {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     for name, value in settings.items():
         check_setting(name, value)
+    check_decay_on(decay_on)
     if nesterov and momentum == 0:
         raise InputError(f"nesterov needs a momentum above 0, got {momentum}")
     targets = _targets(data, labels)
@@ -133,10 +139,13 @@ def fit(
     train, validation = data.train.to(chosen), data.validation.to(chosen)
     _check_fits(network, train.images[:1], len(data.classes))
     targets = targets.to(chosen)
-    optimizer = torch.optim.SGD(_decayed(network, weight_decay), lr=learning_rate, momentum=momentum, nesterov=nesterov)
+    groups = _decayed(network, weight_decay, decay_on)
+    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
     steps = math.ceil(len(train) / batch_size)
     history: list[Epoch] = []
     told = {**settings, "nesterov": nesterov, "seed": seed, "autocast": autocast}
+    if decay_on != "weights":  # unsaid, so that trainings begun before there was a choice go on
+        told["decay_on"] = decay_on
     request = "" if checkpoint is None else _request(told, network, data, targets)
     with seeded(seed):  # dropout and, from the CPU's generator, the order of the images
         if checkpoint is not None and checkpoint.exists():
@@ -175,6 +184,12 @@ def check_setting(name: str, value: float) -> None:
         raise InputError(f"{name} must {_RANGES[name][1]}, got {value}")
 
 
+def check_decay_on(decay_on: str) -> None:
+    """Raises InputError if `decay_on` is not one of `fit`'s."""
+    if decay_on not in get_args(DecayOn):
+        raise unknown("decay_on", decay_on, get_args(DecayOn))
+
+
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "epochs": (lambda value: value >= 0, "be at least 0"),
     "batch_size": (lambda value: value >= 1, "be at least 1"),
@@ -207,12 +222,13 @@ def _check_fits(network: nn.Module, image: Tensor, classes: int) -> None:
         raise InputError(f"the network must return {classes} logits an image, got shape {tuple(outputs.shape)}")
 
 
-def _decayed(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups: weights with the penalty, biases without."""
+def _decayed(network: nn.Module, weight_decay: float, decay_on: DecayOn) -> list[dict[str, object]]:
+    """Parameter groups: those with the penalty, and the others without."""
     parameters = list(network.parameters())
     weights = [p for p in parameters if p.ndim > 1]
-    biases = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
+    penalised = weights if decay_on == "weights" else weights[-1:]
+    others = [p for p in parameters if not any(p is one for one in penalised)]
+    groups = [{"params": penalised, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -247,7 +263,7 @@ def _random_state(device: torch.device) -> Iterator[tuple[str, Tensor]]:
         yield "random.cuda", torch.cuda.get_rng_state(device)
 
 
-def _request(settings: Mapping[str, float], network: nn.Module, data: Data, targets: Tensor) -> str:
+def _request(settings: Mapping[str, float | str], network: nn.Module, data: Data, targets: Tensor) -> str:
     """A digest of all that decides what is learned, but for the number of epochs and the initial weights."""
     shapes = {name: [str(value.dtype), *value.shape] for name, value in network.state_dict().items()}
     told = {name: value for name, value in settings.items() if name != "epochs"}

@@ -10,9 +10,10 @@ import pytest
 import torch
 from problems import Counting, condition, convnet, pictures
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from brittle.attacks.flips import flip_logits
-from brittle.networks import build, frozen, papernot_cifar, papernot_mnist
+from brittle.networks import Scaled, build, frozen, papernot_cifar, papernot_mnist
 
 
 class Residual(nn.Module):
@@ -117,6 +118,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "pooling, dilated": (lambda: layers(conv(1, 4, 3), nn.MaxPool2d(2, 1, dilation=2)), GREY),
     "pooling before all else": (lambda: layers(nn.MaxPool2d(2), conv(1, 4, 3), nn.ReLU()), GREY),
     "a function of each pixel before all else": (lambda: layers(nn.Tanh(), conv(1, 4, 3), nn.ReLU()), GREY),
+    "scaled": (lambda: layers(Scaled(0.5), conv(3, 4, 3, padding=1), nn.ReLU(), Scaled(-2.0), conv(4, 4, 3)), COLOUR),
     "tanh": (lambda: layers(conv(1, 4, 3), nn.Tanh(), conv(4, 4, 3), nn.Sigmoid()), GREY),
     "written in place": (lambda: layers(conv(1, 4, 3), nn.ReLU(inplace=True), conv(4, 4, 3), nn.ReLU(True)), GREY),
     "softmax over channels": (lambda: layers(conv(1, 4, 3), nn.Softmax(1)), GREY),
@@ -198,6 +200,21 @@ def test_logits_of_the_papers_mnist_network_are_those_of_one_flip_a_call():
     some = torch.arange(0, 784, 5)
     assert_close(found[:, :, some], flips_in_batches(model, images[0], some))
     assert forwards.tolist() == [changes(images)]
+
+
+def test_a_scaled_network_is_followed_by_windows_as_the_plain_one_is():
+    images = pictures(1, (1, 28, 28), seed=1)
+    some = torch.arange(0, 784, 50)
+    wanted = torch.zeros(1, 2, 784, dtype=torch.bool)
+    wanted[:, :, some] = True
+    work = []
+    for scale in (1.0, 0.25):
+        model, clean = evaluated(build(papernot_mnist, seed=0, pixel_scale=scale), images)
+        with FlopCounterMode(display=False) as counter:
+            found, _ = flip_logits(model, images, clean, wanted=wanted)
+        work.append(counter.get_total_flops())
+        assert_close(found[:, :, some], flips_in_batches(model, images[0], some))
+    assert work[1] == work[0] > 0
 
 
 def test_logits_of_the_papers_cifar_network_are_those_of_one_flip_a_call():

@@ -185,7 +185,7 @@ def test_algorithm_4_with_one_map_is_algorithm_2():
 
 
 def test_algorithm_4_may_give_up_at_a_map_of_zeros():
-    """Two classes far apart: float32's softmax is one-hot wherever a single pixel leads, and only the exact map is not."""
+    """Two classes far apart: float32's softmax stays one-hot whatever pixel is set; the exact map is never 0."""
     model, images, labels, _ = two_classes(scale=1e4)
     by_index = song_4(model, images, labels, max_pixels=25, arithmetic="float32")
     stopped = song_4(model, images, labels, max_pixels=25, arithmetic="float32", stop_at_zeros=True)

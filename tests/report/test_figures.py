@@ -170,3 +170,27 @@ def test_an_image_comes_back_from_its_uri():
     header, data = pictures.data_uri(image).split(",")
     assert header == "data:image/png;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), image)
+
+
+def swept(report: Report) -> Report:
+    """The study's models as if each had been trained at three temperatures."""
+    models = [replace(m, temperature=t, axes={"temperature": t}) for m in report.models for t in (1.0, 5.0, 20.0)]
+    return replace(report, models=tuple(models))
+
+
+def test_success_and_gradients_are_drawn_against_three_temperatures_or_more(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+):
+    report = gather(build(seeds=(0, 1)), "tiny")
+    assert figures.against_temperature(report) == ""
+    assert "trained at T" in figures.against_temperature(swept(report))
+
+    monkeypatch.setattr(figures, "_svg", lambda figure, *_: figure)
+    first, second, gradients = (axes for axes in figures.against_temperature(swept(report)).axes if axes.get_visible())
+    lines = {(line.get_color(), line.get_linestyle()): line.get_ydata().tolist() for line in first.lines}
+    plain, hostile = figures.COLOURS[:2]
+    assert lines[plain, "-"] == lines[plain, "--"] == lines[hostile, "-"] == pytest.approx([100.0] * 3)
+    assert lines[hostile, "--"] == pytest.approx([0.0] * 3)
+    dots = [line for line in second.lines if line.get_linestyle() == "None"]
+    assert all(len(line.get_xdata()) == 6 for line in dots)  # two seeds
+    assert min(min(line.get_ydata()) for line in gradients.lines) == pytest.approx(-407)

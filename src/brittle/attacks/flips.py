@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.attacks.result import BATCH, frozen, logits_of
-from brittle.networks import parameter_dtype
+from brittle.networks import Scaled, parameter_dtype
 from brittle.progress import Progress, silent
 
 LEVELS = (0.0, 1.0)  # what a pixel is set to, in all its channels
@@ -29,7 +29,7 @@ BLOCK = 16  # images whose flips share batches: enough that most groups of windo
 WORTH = 0.75  # a window larger than this share of its layer costs more to gather than it saves
 POINTWISE = (
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.ReLU6,
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d,
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d, Scaled,
 )  # fmt: skip
 
 # From (rows, 2, H * W) bool, which flips to evaluate, to batches of them: row, level and pixel, and logits (n, K)

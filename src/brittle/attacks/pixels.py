@@ -363,13 +363,9 @@ def _set_pixels(
     )
 
 
-def _part(progress: Progress, begin: int, end: int, total: int) -> Progress:
-    """The progress of a piece of work that goes from `begin` to `end` of `total`."""
-
-    def told(done: int, whole: int, note: str = "") -> None:
-        progress(begin + (end - begin) * done // max(1, whole), total, note)
-
-    return told
+def _part(progress: Progress, begin: int, end: int, whole: int) -> Progress:
+    """The progress of a piece of work that goes from `begin` to `end` of a `whole`."""
+    return lambda done, total, note="": progress(begin + (end - begin) * done // max(1, total), whole, note)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Stored cells -> tables, figures and one self-contained page. Reads the store only: needs no model and no data set.
 
-`gather` collects what a study's finished cells say, `table` shows it in a terminal, `write` makes a folder of files.
-matplotlib and jinja2 are imported when a page is written, not before.
+`gather` collects what a study's finished cells say, `table` and `claims_table` show it in a terminal, `write` makes a
+folder of files. matplotlib and jinja2 are imported when a page is written, not before.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from brittle.report.contents import Report
 from brittle.report.gather import gather
 from brittle.report.page import write
-from brittle.report.tables import table
+from brittle.report.tables import claims_table, table
 from brittle.report.verdicts import verdict_sentences
 
-__all__ = ["Report", "gather", "table", "verdict_sentences", "write"]
+__all__ = ["Report", "claims_table", "gather", "table", "verdict_sentences", "write"]

@@ -136,6 +136,7 @@ class Report:
     name: str
     title: str
     about: str
+    paper: str | None  # whose claims are set beside the results
     data: str
     source: str
     classes: tuple[str, ...]

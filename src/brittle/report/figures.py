@@ -60,10 +60,14 @@ FLOAT32_TINY = -44.85  # log10 of 1.4e-45, the smallest positive float32
 def colours(report: Report) -> dict[str, str]:
     """A colour for each model label; seeds of a model share it."""
     labels = list(dict.fromkeys(model.label for model in report.models))
-    if len(labels) <= len(COLOURS):
-        return dict(zip(labels, COLOURS, strict=False))
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, len(labels)))
-    return {label: to_hex(shade) for label, shade in zip(labels, shades, strict=True)}
+    return dict(zip(labels, _spread(len(labels)), strict=True))
+
+
+def _spread(count: int) -> list[str]:
+    """So many colours, as far apart as may be."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return [to_hex(shade) for shade in matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, count))]
 
 
 def success_bars(report: Report) -> str:
@@ -176,6 +180,68 @@ def _rounded_to_zero(model: Model) -> str:
         return note.removeprefix("; ")
     lost = int((values["float32"] == -np.inf).sum())
     return f"float32 gives exactly 0 for {lost} of {len(exact)} images{note}"
+
+
+def against_temperature(report: Report) -> str:
+    """Success and gradients against the training temperature, every seed and their mean; empty below three of them."""
+    temperatures = sorted({model.temperature for model in report.models})
+    labels = _done(report)
+    if len(temperatures) < 3 or not labels:
+        return ""
+    names = list(dict.fromkeys(model.name for model in report.models))
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels([*labels, ""], 2.6, share_y=False)
+        for label, axes in panels.items():
+            for name, colour in zip(names, _spread(len(names)), strict=True):
+                models = [model for model in report.models if model.name == name]
+                if label:
+                    _success_by_temperature(axes, models, label, colour)
+                else:
+                    _gradients_by_temperature(axes, models, colour)
+            axes.set_xscale("log")
+            axes.set_xticks(temperatures, [f"{t:g}" for t in temperatures])
+            axes.minorticks_off()
+            axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.5)
+            axes.set_xlabel("trained at T")
+            if label:
+                axes.set(ylim=(-2, 102), title=legible(label), ylabel="images fooled, %")
+        panels[""].set(title="mean |dF/dx|", ylabel="log₁₀")
+        panels[""].axhline(FLOAT32_TINY, color=_INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
+        return _svg(
+            figure, "temperature", "Success of each attack, and the gradients, against the training temperature"
+        )
+
+
+def _success_by_temperature(axes: Axes, models: Sequence[Model], label: str, colour: str) -> None:
+    for arithmetic, dashes in (("float32", (0, (3.2, 1.8))), ("exact", "solid")):
+        values = [
+            (model.temperature, 100 * attack.found[arithmetic].success.value)
+            for model in models
+            for attack in model.attacks
+            if attack.label == label and arithmetic in attack.found
+        ]
+        _by_temperature(axes, values, colour, dashes)
+
+
+def _gradients_by_temperature(axes: Axes, models: Sequence[Model], colour: str) -> None:
+    for kind, dashes in (("exact", "solid"), ("trained", (0, (1, 1.2)))):
+        values = [
+            (model.temperature, float(one[one.isfinite()].mean()))
+            for model in models
+            if model.measured
+            for one in [model.measured.amplitudes.get(kind)]
+            if one is not None and one.isfinite().any()
+        ]
+        _by_temperature(axes, values, colour, dashes)
+
+
+def _by_temperature(axes: Axes, values: Sequence[tuple[float, float]], colour: str, dashes: Any) -> None:
+    """A dot for each value, a line through their means."""
+    if not values:
+        return
+    axes.plot(*zip(*values, strict=True), ".", color=colour, markersize=3.5, alpha=0.6, markeredgewidth=0)
+    means = [(t, np.mean([y for x, y in values if x == t])) for t in sorted({x for x, _ in values})]
+    axes.plot(*zip(*means, strict=True), color=colour, linestyle=dashes, linewidth=1.3)
 
 
 def training(report: Report) -> str:

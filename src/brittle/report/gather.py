@@ -52,6 +52,7 @@ def gather(store: Store, name: str) -> Report:
         name=str(record.get("name", name)),
         title=str(record.get("title", name)),
         about=str(record.get("about", "")),
+        paper=record.get("study", {}).get("claims"),
         data=str(scalars.get("data", record.get("study", {}).get("data", "unknown"))),
         source=str(scalars.get("source", "")),
         classes=tuple(map(str, scalars.get("classes", ()))),

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from brittle.measures import Flips, Mean, Share
+from brittle.report import claims
 from brittle.report.contents import Attack, Found, Model, Report
 from brittle.report.verdicts import verdict_sentences
 
@@ -74,6 +75,7 @@ def _contents(report: Report) -> dict[str, Any]:
         },
         "seeds": report.seeds,
         "verdicts": verdict_sentences(report),
+        "claims": [asdict(claim) for claim in claims.of(report.paper)(report)] if report.paper else [],
         "models": [_model(model) for model in report.models],
         "missing": [asdict(lost) for lost in report.lost],
         "provenance": {
@@ -86,7 +88,7 @@ def _contents(report: Report) -> dict[str, Any]:
 
 
 def _model(model: Model) -> dict[str, Any]:
-    named = {
+    named: dict[str, Any] = {
         "model": model.name,
         "label": model.label,
         "seed": model.seed,

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from brittle.measures import Share
+from brittle.report import claims
 from brittle.report.contents import BOTH, Attack, Model, Report
 from brittle.report.verdicts import bounds, higher, percent, verdict_sentences
 
@@ -43,6 +44,21 @@ def table(report: Report) -> Table:
         shown.add_column(Text("fooled\nfloat32→exact"), justify="right")
     for model in report.models:
         _add(shown, model, labels)
+    return shown
+
+
+def claims_table(report: Report) -> Table | None:
+    """One row a claim of the study's paper: its number, ours in both arithmetics, the verdict; None without a paper."""
+    if report.paper is None:
+        return None
+    shown = Table(title=Text("What the paper says", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    shown.show_edge = False
+    for column in ("claim", "published", "float32", "exact", ""):
+        shown.add_column(column)
+    styles = {"holds": "green", "artefact of float32": "bold red", "does not hold": "yellow", "not tested": "dim"}
+    for claim in claims.of(report.paper)(report):
+        numbers = ["" if number is None else str(number) for number in (claim.float32, claim.exact)]
+        shown.add_row(claim.says, claim.published, *numbers, Text(claim.verdict, style=styles[claim.verdict]))
     return shown
 
 
