@@ -13,6 +13,8 @@ from typing import Any
 from brittle.measures import Flips, Mean, Share
 from brittle.report import claims
 from brittle.report.contents import Attack, Found, Model, Report
+from brittle.report.gradients import Split, splits
+from brittle.report.samples import Sample, samples
 from brittle.report.verdicts import verdict_sentences
 
 FORMAT = 1  # raise it when a key of results.json changes its meaning or goes away
@@ -77,6 +79,8 @@ def _contents(report: Report) -> dict[str, Any]:
         "verdicts": verdict_sentences(report),
         "claims": [asdict(claim) for claim in claims.of(report.paper)(report)] if report.paper else [],
         "models": [_model(model) for model in report.models],
+        "gradients": [_split(split) for split in splits(report)],
+        "samples": [_sample(sample) for sample in samples(report)],
         "missing": [asdict(lost) for lost in report.lost],
         "provenance": {
             **{name.replace(" ", "_"): values for name, values in provenance.values.items()},
@@ -116,6 +120,39 @@ def _model(model: Model) -> dict[str, Any]:
             },
         }
     return named | {"attacks": [_attack(attack) for attack in model.attacks]}
+
+
+def _split(split: Split) -> dict[str, Any]:
+    return {
+        "model": split.model.label,
+        "seed": split.model.seed,
+        "temperature": split.model.temperature,
+        "margin": split.margin,
+        "log10_plain": _mean(split.plain),
+        "log10_trained": _mean(split.trained),
+        "log10_used": _mean(split.used),
+        "factor": split.factor,
+        "slopes": _mean(split.slopes),
+        "saturation": _mean(split.saturation),
+    }
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    return {
+        "row": sample.row,
+        "label": sample.label,
+        "model": sample.model.label,
+        "seed": sample.model.seed,
+        **{
+            f"{name}_{what}": {"sign": sign, "log10": log10}
+            for name, values in (("mean", sample.mean), ("largest", sample.largest))
+            for what, (sign, log10) in values.items()
+        },
+        "pixels": [
+            {"attack": attack, "arithmetic": arithmetic, "pixels": count}
+            for (attack, arithmetic), count in sample.pixels.items()
+        ],
+    }
 
 
 def _attack(attack: Attack) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""What the pages of this folder are made with: tables from results.json, pictures from report.html."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+
+def brittle(*arguments: str) -> str:
+    """What the command prints; its errors and progress go where ours go."""
+    command = [sys.executable, "-c", "from brittle.cli import main; main()", *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def report(store: Path, study: str, folder: Path) -> tuple[dict[str, Any], Path]:
+    """A stored study's results, and its page."""
+    results = json.loads(brittle("report", study, "--store", str(store), "--output", str(folder), "--json"))
+    return results, folder / "report.html"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(share: Mapping[str, Any], digits: int = 0) -> str:
+    """'83 (75–89)'."""
+    value, low, high = (f"{100 * share[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low}–{high})"
+
+
+def success_table(results: Mapping[str, Any], digits: int = 0) -> str:
+    """Accuracy, saturation, and what each attack does to each model."""
+    rows = []
+    for model in results["models"]:
+        cells = [model["label"], percent(model["accuracy"], digits), percent(model["saturated"], digits)]
+        for attack in model["attacks"]:
+            both = attack["arithmetic"]
+            cells.append(" → ".join(percent(both[name]["success"], digits) for name in ("float32", "exact")))
+        rows.append(cells)
+    attacks = [f"`{attack['label']}`: float32 → exact" for attack in results["models"][0]["attacks"]]
+    return markdown(["model", "accuracy", "one-hot softmax", *attacks], rows)
+
+
+def made_with(results: Mapping[str, Any]) -> str:
+    """Seeds, versions, machine and threads, as a sentence."""
+    made = {key: ", ".join(value) for key, value in results["provenance"].items() if isinstance(value, list)}
+    seeds = ", ".join(map(str, results["seeds"]))
+    return (
+        f"Seed{'s' if len(results['seeds']) > 1 else ''} {seeds}; brittle {made['brittle']}, torch {made['torch']}, "
+        f"Python {made['python']}; {made['platform']}, {made['processor']}, {made['threads']} threads; networks "
+        f"trained in {made['training_precision']}."
+    )
+
+
+def pictures(page: Path, wanted: Mapping[Path, str], width: int = 1100) -> None:
+    """A PNG of each figure of a page, by a piece of its title."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        tab = opened.new_page(viewport={"width": width, "height": 900})
+        tab.goto(page.as_uri())
+        for file, title in wanted.items():
+            tab.locator("figure", has_text=title).first.screenshot(path=file)
+        opened.close()
