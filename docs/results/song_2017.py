@@ -99,7 +99,8 @@ def code_section(results: Mapping[str, Any]) -> str:
 ## The recipe of his code
 
 `brittle study run song-2017-code`{cut}: Nesterov's momentum, pixels in 256ths, an L2 penalty on the
-output layer, algorithms 2 and 4 with signed differences that only set pixels to 1. {made_with(results)} {hours(results)}.
+output layer, algorithms 2 and 4 with signed differences that only set pixels to 1. {made_with(results)}
+{hours(results)}.
 
 {success_table(results, 1)}
 """
