@@ -369,3 +369,42 @@ def test_a_float_comes_back_as_itself_unless_no_float_can_hold_it():
     values = torch.tensor([-2.5, 0.0, 1e-300, 7.0], dtype=torch.float64)
     torch.testing.assert_close(SignedLog.of(values).float(), values, rtol=1e-12, atol=0)
     assert SignedLog.of(values, -1_000.0).float().tolist() == [0, 0, 0, 0]
+
+
+# Song 2017, section 4: what a temperature does to the Jacobian while the logits stay --------------------------------
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0, 15.0, 300.0])
+@pytest.mark.parametrize("temperature", [2.0, 20.0, 100.0])
+def test_a_jacobian_at_t_is_the_plain_one_of_logits_divided_by_t_over_t(margin: float, temperature: float):
+    logits, _ = rows_with_margin(margin)
+    found, plain = sm.jacobian_logits(logits.double(), temperature), sm.jacobian_logits(logits.double() / temperature)
+    assert torch.equal(found.sign, plain.sign)
+    assert torch.allclose(found.log10, plain.log10 - math.log10(temperature), atol=1e-12)
+
+
+def test_small_logits_lose_the_factor_1_over_t_as_equation_4_says():
+    logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0)).double() * 1e-3
+    plain, hot = (sm.jacobian_logits(logits, t).mean_magnitude((1, 2)) for t in (1.0, 20.0))
+    assert torch.allclose(plain - hot, torch.full((50,), math.log10(20)).double(), atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [5.0, 20.0, 100.0])
+def test_any_logits_have_the_limit_of_equal_shares_over_t(temperature: float):
+    """T dF_i/dz_j -> ([i = j] - 1/K) / K, in first order of logits over T."""
+    logits = torch.linspace(-1, 1, 10).double()[None]
+    limit = (torch.eye(10).double() - 0.1) / 10
+    found = temperature * sm.jacobian_logits(logits, temperature).float()[0]
+    assert (found - limit).abs().max() < 0.2 / temperature
+
+
+@pytest.mark.parametrize("margin", [20.0, 60.0, 400.0])
+def test_a_trained_network_s_logits_gain_gradient_with_t_where_section_4_has_it_fall(margin: float):
+    """Section 4's bound, 100 L / T, takes the logits to be close to 0. Of two classes at a margin m the gradient is
+    sigmoid'(m / T) / T: e^-m at 1, and rising up to T = m / 1.54, where u sigmoid'(u) has its maximum."""
+    logits = torch.tensor([[margin, 0.0]]).double()
+    temperatures = [t for t in (1.0, 2.0, 5.0, 10.0, 20.0) if t <= margin / 1.55]
+    own = [sm.jacobian_logits(logits, t).log10[0, 0, 0].item() for t in temperatures]
+    assert own == sorted(own)
+    assert own[0] == pytest.approx(-margin / math.log(10), abs=1e-7)
+    assert own[-1] - own[0] > 0.3 * margin
