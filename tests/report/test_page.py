@@ -68,8 +68,9 @@ def test_the_page_needs_no_network(build: Build):
     page = html(gather(build(), "tiny"))
     assert not re.search(r"https?:", re.sub(r' xmlns(:\w+)?="[^"]*"', "", page))
     outline = Outline(page)
-    assert not outline.all("script")
+    assert outline.all("script") == [{"type": "application/json", "id": "stepper-data"}, {}]
     assert not outline.all("link")
+    assert not [name for _, attributes in outline.seen for name in attributes if name.startswith("on")]
     for _, attributes in outline.seen:
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))

@@ -64,6 +64,7 @@ def html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template("template.html").render(
         report=report,
         verdicts=[sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in verdict_sentences(report)],
@@ -77,6 +78,7 @@ def html(report: Report) -> str:
         wrong_before=_wrong_before(report),
         provenance=_provenance(report),
         **_figures(report),
+        **_stepper(report),
     )
 
 
@@ -116,6 +118,20 @@ def _figures(report: Report) -> dict[str, Any]:
         "alone": any("result" in a.found for m in report.models for a in m.attacks),
         "more": {"adversarial": len(rows[_FIRST:]), "saliency": len(maps[_FIRST:])},
         "left_out": len(report.models) - len(pictures.shown_models(report)) if report.models else 0,
+    }
+
+
+def _stepper(report: Report) -> dict[str, Any]:
+    """What can be stepped through, with the one script of the page; none where there is nothing."""
+    from markupsafe import Markup
+
+    from brittle.report import stepper
+
+    script = stepper.script()
+    return {
+        "stepper": stepper.contents(report),
+        "stepper_script": Markup(script),
+        "stepper_digest": Markup(stepper.digest(script)),  # base64: no character needs escaping, '+' must not be
     }
 
 
