@@ -172,6 +172,20 @@ def test_an_image_comes_back_from_its_uri():
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), image)
 
 
+def test_a_map_that_is_no_number_says_so_instead_of_failing(build: Build):
+    report = gather(build(), "tiny")
+    model = report.models[0]
+    assert model.measured is not None
+    assert model.measured.saliency is not None
+    maps = replace(model.measured.saliency, float32=torch.full_like(model.measured.saliency.float32, torch.nan))
+    broken = replace(report, models=(replace(model, measured=replace(model.measured, saliency=maps)),))
+
+    svg = pictures.saliency(broken, [0])
+
+    assert svg.count("not a number") == 2  # in words, and for those who cannot see it
+    assert pictures.scientific(*pictures.mean_of(SignedLog.of(maps.float32[0]))) == "NaN"
+
+
 def swept(report: Report) -> Report:
     """The study's models as if each had been trained at three temperatures."""
     models = [replace(m, temperature=t, axes={"temperature": t}) for m in report.models for t in (1.0, 5.0, 20.0)]

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from brittle.errors import InputError
 from brittle.measures import Flips, Share
-from brittle.report import results
+from brittle.report import claims, results
 from brittle.report.contents import BOTH, Attack, Found, Model, Report
+from brittle.report.gradients import Split, splits
+from brittle.report.pictures import scientific, shown_models
+from brittle.report.samples import samples
 from brittle.report.verdicts import bounds, higher, joined, percent, verdict_sentences
 
 PAGE = "report.html"
@@ -75,6 +79,9 @@ def html(report: Report) -> str:
         firsts=_firsts(report),
         results=[_line(i, m, a, f) for i, m in enumerate(report.models) for a in m.attacks for f in a.found.values()],
         measures=[_measure(model) for model in report.models if model.measured],
+        claims=claims.of(report.paper)(report) if report.paper else [],
+        gradients=[_split(split) for split in splits(report)],
+        samples=_samples(report),
         wrong_before=_wrong_before(report),
         provenance=_provenance(report),
         **_figures(report),
@@ -97,6 +104,7 @@ def _figures(report: Report) -> dict[str, Any]:
     shown = {
         "bars": figures.success_bars(report),
         "curves": figures.success_curves(report),
+        "temperature": figures.against_temperature(report),
         "amplitudes": figures.amplitudes(report),
         "training": figures.training(report),
         "adversarial": pictures.adversarial(report, attack, rows[:_FIRST]) if attack and rows else "",
@@ -218,6 +226,50 @@ def _measure(model: Model) -> dict[str, Any]:
     }
 
 
+def _split(split: Split) -> dict[str, Any]:
+    """A row of the table of gradients, in decades."""
+    return {
+        "model": split.model.title,
+        "margin": _digits(split.margin),
+        "plain": _signed(split.plain.value),
+        "factor": _signed(split.factor),
+        "slopes": _signed(split.slopes.value),
+        "trained": _signed(split.trained.value),
+        "saturation": _signed(split.saturation.value),
+        "used": _signed(split.used.value),
+    }
+
+
+def _samples(report: Report) -> list[dict[str, Any]]:
+    """Rows of the table of sample images, for the first seed."""
+    first = {model.title for model in shown_models(report)} if report.models else set()
+    return [
+        {
+            "row": sample.row,
+            "class": report.class_name(sample.label),
+            "model": sample.model.title,
+            "numbers": [scientific(*values[name]) for name in BOTH for values in (sample.mean, sample.largest)],
+            "pixels": [
+                " → ".join(_count(sample.pixels, label, name) for name in BOTH if (label, name) in sample.pixels) or "·"
+                for label in report.attacks
+            ],
+        }
+        for sample in samples(report)
+        if sample.model.title in first
+    ]
+
+
+def _count(pixels: Mapping[tuple[str, str], int | None], label: str, name: str) -> str:
+    count = pixels[label, name]
+    return "–" if count is None else str(count)
+
+
+def _signed(value: float) -> str:
+    """'−9.17', '+1.3', '−143.2'."""
+    digits = 2 if abs(value) < 20 else 1
+    return f"{value:+.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
 def _digits(value: float, digits: int = 1) -> str:
     return f"{value:,.{digits}f}".replace(",", " ") if math.isfinite(value) else "–"
 
@@ -225,13 +277,14 @@ def _digits(value: float, digits: int = 1) -> str:
 # Words --------------------------------------------------------------------------------------------------------------
 
 
-def _described(report: Report) -> list[dict[str, str]]:
-    """Each attack: its label, its function, its options."""
+def _described(report: Report) -> list[dict[str, Any]]:
+    """Each attack: its label, its function, how many images it was tried on, its options."""
     seen = {attack.label: attack for model in report.models for attack in model.attacks}
     return [
         {
             "label": label,
             "function": attack.function,
+            "rows": max(len(a.rows) for m in report.models for a in m.attacks if a.label == label),
             "options": ", ".join(f"{name} = {value}" for name, value in attack.options.items()),
         }
         for label, attack in seen.items()

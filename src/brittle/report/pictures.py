@@ -179,11 +179,10 @@ def saliency_rows(report: Report) -> int:
 def _gradient(values: SignedLog, spoken: str) -> Tile:
     """Red raises the loss, blue lowers it, white does nothing; scaled by its own largest."""
     top = values.log10.max()
-    if top == -torch.inf:
+    if top == -torch.inf or top.isnan():  # NaN: in float32, of an image so wrong that its loss is infinite
+        words = "not a number" if top.isnan() else "all zeros"
         height, width = values.log10.shape[1:]
-        return Tile(
-            np.full((height, width, 3), 250, np.uint8), ("all zeros",), strong=True, spoken=f"{spoken}: all zeros"
-        )
+        return Tile(np.full((height, width, 3), 250, np.uint8), (words,), strong=True, spoken=f"{spoken}: {words}")
     scaled = values.sign * 10.0 ** (values.log10 - top)
     strongest = scaled.abs().argmax(0, keepdim=True)  # of a pixel's channels
     flat = scaled.gather(0, strongest)[0].numpy()
@@ -207,7 +206,9 @@ def largest_of(values: SignedLog) -> tuple[int, float]:
 
 
 def scientific(sign: int, log10: float) -> str:
-    """'-2.3e-08', '3.1e-143', '0'."""
+    """'-2.3e-08', '3.1e-143', '0', 'NaN'."""
+    if np.isnan(log10):
+        return "NaN"
     if sign == 0 or log10 == -np.inf:
         return "0"
     exponent = int(np.floor(log10))

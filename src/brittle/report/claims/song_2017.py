@@ -268,8 +268,8 @@ def _defences(song: _Song) -> list[Claim]:
         fooled = song.fooled(2, arithmetic)
         if not len(fooled[role]):
             return None
-        pair = measures.paired(fooled["standard"], fooled[role])
-        return Number.of(pair.ratio, "times"), pair.ratio.interval[1] >= 10
+        ratio = measures.paired(fooled["standard"], fooled[role]).ratio
+        return None if math.isnan(ratio.value) else (Number.of(ratio, "times"), ratio.interval[1] >= 10)
 
     def temperature_decides(arithmetic: str) -> tuple[Number, bool] | None:
         fooled = song.fooled(2, arithmetic)
