@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from brittle.report import gather
+from brittle.report import claims, gather
 from brittle.report.page import html
 from brittle.store import Store
 
@@ -131,3 +132,30 @@ def test_an_attack_without_pixels_or_arithmetics_is_shown_too(build: Build):
 
 def test_finished_pages_list_nothing_missing(build: Build):
     assert "What is missing" not in html(gather(build(), "tiny"))
+
+
+def test_the_claims_of_a_paper_stand_in_the_page_with_their_verdicts(build: Build):
+    report = replace(gather(build(), "tiny"), paper="song-2017")
+    outline = Outline(html(report))
+    text = words(outline)
+
+    for claim in claims.of("song-2017")(report):
+        assert " ".join(claim.says.split()) in text
+        assert " ".join(claim.why.split()) in text
+    assert text.count("was not tested") >= 1
+    assert "What the paper says" not in words(Outline(html(gather(build(), "tiny"))))
+
+
+def test_where_gradients_go_adds_up_in_the_page(build: Build):
+    """The plain network's gradients lie around 1e-7; the other's a decade lower at T = 20 and 400 lower at 1."""
+    text = words(Outline(html(gather(build(), "tiny"))))
+
+    assert "plain 1.0 −7.00 +0.00 +0.00 −7.00 +0.00 −7.00" in text
+    assert f"{HOSTILE} 401.0 −7.00 −1.30 +0.30 −8.00 −399.0 −407.0" in text
+
+
+def test_sample_images_stand_beside_the_pixels_that_each_attack_set(build: Build):
+    text = words(Outline(html(gather(build(), "tiny"))))
+
+    assert f"{HOSTILE} 0 0 " in text  # float32's mean and largest
+    assert "– → 1 2 → – " in text  # the third image: withstood the first attack in float32, the second exactly

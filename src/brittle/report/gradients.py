@@ -49,7 +49,7 @@ def splits(report: Report) -> list[Split]:
             continue
         values = torch.stack([one for one in kinds if one is not None])
         base, trained, used = values[:, values.isfinite().all(0)]
-        factor = -math.log10(model.temperature)
+        factor = math.log10(1 / model.temperature)
         gaps = model.measured.logits.topk(2).values
         found.append(
             Split(
