@@ -103,6 +103,26 @@ def song_2(
     return _set_pixels(asked, maps, max_pixels, max_pixels, progress)
 
 
+def song_3(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    targets: Tensor | None = None,
+    max_pixels: int = 100,
+    temperature: float = 1.0,
+    arithmetic: Arithmetic = "exact",
+    progress: Progress = silent,
+) -> AttackResult:
+    """Sets the pixels of the largest gradient magnitude to 1 where the gradient is positive, to 0 elsewhere.
+
+    Song 2017, algorithm 3. Arguments, result and errors as for `song_1`.
+    """
+    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
+    slopes = _gradient_map(asked, temperature, arithmetic)
+    return _set_pixels(asked, _Fixed(slopes.abs(), slopes > 0), max_pixels, max_pixels, progress, backwards=1)
+
+
 def song_4(
     model: nn.Module,
     images: Tensor,
@@ -135,26 +155,6 @@ def song_4(
     asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
     maps = _Differences(asked, flips, temperature, arithmetic, signed, darken)
     return _set_pixels(asked, maps, max_pixels, refresh_every, progress, stop_at_zeros=stop_at_zeros)
-
-
-def song_3(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    targets: Tensor | None = None,
-    max_pixels: int = 100,
-    temperature: float = 1.0,
-    arithmetic: Arithmetic = "exact",
-    progress: Progress = silent,
-) -> AttackResult:
-    """Sets the pixels of the largest gradient magnitude to 1 where the gradient is positive, to 0 elsewhere.
-
-    Song 2017, algorithm 3. Arguments, result and errors as for `song_1`.
-    """
-    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
-    slopes = _gradient_map(asked, temperature, arithmetic)
-    return _set_pixels(asked, _Fixed(slopes.abs(), slopes > 0), max_pixels, max_pixels, progress, backwards=1)
 
 
 # The request --------------------------------------------------------------------------------------------------------
