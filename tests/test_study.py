@@ -91,19 +91,20 @@ def test_the_sweep_has_fourteen_models_a_seed_and_each_student_the_teacher_of_it
     temperatures = [1, 2, 5, 10, 20, 40, 100]
     for seed in (0, 1, 2):
         entries = [entry for entry in plan.record["models"] if entry["seed"] == seed]
-        for name in ("hard", "distilled"):
-            assert [entry["temperature"] for entry in entries if entry["name"] == name] == temperatures
+        for taught in (False, True):
+            assert [entry["temperature"] for entry in entries if bool(entry["teacher"]) == taught] == temperatures
         assert len(entries) == 14
     cells = {cell.key: cell for cell in plan.cells}
+    rates = {40.0: 0.2, 100.0: 0.5}
     for entry in plan.record["models"]:
         cell = cells[entry["train"]]
         assert (cell.params["temperature"], cell.params["epochs"]) == (entry["temperature"], 3)
-        if entry["name"] == "hard":
-            assert (cell.params["seed"], cell.params["learning_rate"], cell.parents) == (entry["seed"], 0.1, {})
+        assert cell.params["learning_rate"] == rates.get(entry["temperature"], 0.1)
+        if entry["teacher"] is None:
+            assert (cell.params["seed"], cell.parents) == (entry["seed"], {})
             continue
         labels = cell.parents["labels"]
         teacher = labels.parents["teacher"]
-        assert cell.params["learning_rate"] == 0.05
         assert labels.params["temperature"] == teacher.params["temperature"] == entry["temperature"]
         assert teacher.params["seed"] == entry["seed"]
         assert not teacher.parents

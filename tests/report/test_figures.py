@@ -187,7 +187,7 @@ def test_a_map_that_is_no_number_says_so_instead_of_failing(build: Build):
 
 
 def swept(report: Report) -> Report:
-    """The study's models as if each had been trained at three temperatures."""
+    """The study's models as if each had been trained at three temperatures; the second learns from the first."""
     models = [replace(m, temperature=t, axes={"temperature": t}) for m in report.models for t in (1.0, 5.0, 20.0)]
     return replace(report, models=tuple(models))
 

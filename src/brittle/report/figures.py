@@ -60,14 +60,10 @@ FLOAT32_TINY = -44.85  # log10 of 1.4e-45, the smallest positive float32
 def colours(report: Report) -> dict[str, str]:
     """A colour for each model label; seeds of a model share it."""
     labels = list(dict.fromkeys(model.label for model in report.models))
-    return dict(zip(labels, _spread(len(labels)), strict=True))
-
-
-def _spread(count: int) -> list[str]:
-    """So many colours, as far apart as may be."""
-    if count <= len(COLOURS):
-        return list(COLOURS[:count])
-    return [to_hex(shade) for shade in matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, count))]
+    if len(labels) <= len(COLOURS):
+        return dict(zip(labels, COLOURS, strict=False))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, len(labels)))
+    return {label: to_hex(shade) for label, shade in zip(labels, shades, strict=True)}
 
 
 def success_bars(report: Report) -> str:
@@ -183,17 +179,19 @@ def _rounded_to_zero(model: Model) -> str:
 
 
 def against_temperature(report: Report) -> str:
-    """Success and gradients against the training temperature, every seed and their mean; empty below three of them."""
+    """Success and gradients against the training temperature, every seed and their mean; empty below three of them.
+
+    In the first colour networks that learn from hard labels, in the second those that learn from another network.
+    """
     temperatures = sorted({model.temperature for model in report.models})
     labels = _done(report)
     if len(temperatures) < 3 or not labels:
         return ""
-    names = list(dict.fromkeys(model.name for model in report.models))
+    taught = [[model for model in report.models if bool(model.teacher) == distilled] for distilled in (False, True)]
     with matplotlib.rc_context(_STYLE):
         figure, panels = _panels([*labels, ""], 2.6, share_y=False)
         for label, axes in panels.items():
-            for name, colour in zip(names, _spread(len(names)), strict=True):
-                models = [model for model in report.models if model.name == name]
+            for models, colour in zip(taught, COLOURS, strict=False):
                 if label:
                     _success_by_temperature(axes, models, label, colour)
                 else:
