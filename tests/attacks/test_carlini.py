@@ -1,0 +1,275 @@
+"""Carlini and Wagner's attacks against linear models, whose closest image is known, and the manners of every attack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import Brightness, Constant, Counting, condition, convnet, linear, pictures, predicted
+from torch import Tensor, nn
+
+from brittle.attacks import AttackResult, carlini_l2, carlini_linf
+from brittle.errors import InputError
+
+NORMS = {2.0: carlini_l2, torch.inf: carlini_linf}
+both = pytest.mark.parametrize("attack", NORMS.values(), ids=["l2", "linf"])
+
+
+# Linear models --------------------------------------------------------------------------------------------------------
+
+
+def halved(reaches: Callable[[float], bool], high: float) -> float:
+    """The least number at which `reaches` holds, which it does at `high` and above; inf if it does not."""
+    if not reaches(high):
+        return np.inf
+    low = 0.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    return high
+
+
+def nearest(slopes: np.ndarray, image: np.ndarray, lead: float, norm: float) -> float:
+    """The distance of the closest image in the box at which a linear lead, `lead` here, is gone.
+
+    In L2 it is clip(x - t slopes) for the least t that does (Karush, Kuhn and Tucker); in L-infinity each pixel goes
+    against its slope by the same t, or as far as it can.
+    """
+
+    def moved(t: float) -> np.ndarray:
+        return np.clip(image - t * (slopes if norm == 2 else np.sign(slopes)), 0, 1)
+
+    t = halved(lambda t: lead + slopes @ (moved(t) - image) <= 0, 1e6 if norm == 2 else 1.0)
+    return np.inf if np.isinf(t) else float(np.linalg.norm(moved(t) - image, ord=norm))
+
+
+def two_classes(rows: int, scale: float) -> tuple[nn.Sequential, Tensor, Tensor, dict[float, np.ndarray]]:
+    """A linear model, images with many pixels at exactly 0 and 1, their labels, and the closest distances by norm."""
+    model, images = linear(shape=(1, 5, 5), scale=scale), pictures(rows, (1, 5, 5))
+    labels = predicted(model, images)
+    head = model[1]
+    assert isinstance(head, nn.Linear)
+    weights, bias = head.weight.detach().double().numpy(), head.bias.detach().double().numpy()
+    distances: dict[float, list[float]] = {norm: [] for norm in NORMS}
+    for image, label in zip(images.flatten(1).double().numpy(), labels.tolist(), strict=True):
+        slopes = weights[label] - weights[1 - label]
+        lead = slopes @ image + bias[label] - bias[1 - label]
+        for norm, found in distances.items():
+            found.append(nearest(slopes, image, lead, norm))
+    return model, images, labels, {norm: np.array(found) for norm, found in distances.items()}
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 1e-3])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_closest_image_of_a_linear_model_is_found_within_half_a_percent(norm: float, scale: float):
+    model, images, labels, distances = two_classes(500, scale)
+    found = NORMS[norm](model, images, labels)
+    possible = np.isfinite(distances[norm])
+    assert np.array_equal(found.success.numpy(), possible)
+    ratio = found.norm(norm).double().numpy()[possible] / distances[norm][possible]
+    assert ratio.min() > 1 - 1e-4  # float32 images
+    assert np.quantile(ratio, 0.99) < 1.005
+    assert ratio.max() < 1.02
+
+
+@both
+def test_rows_that_nothing_in_the_box_can_fool_fail_and_hold_their_clean_image(attack: Callable[..., AttackResult]):
+    images = pictures(3)
+    found = attack(Constant(), images, torch.zeros(3, dtype=torch.int64), max_iterations=20)
+    assert not found.success.any()
+    assert torch.equal(found.adversarial, images)
+    dark = torch.full((2, 1, 3, 3), 0.5)
+    assert not attack(Brightness(9.5), dark, torch.tensor([0, 0])).success.any()
+    assert attack(Brightness(8.5), dark, torch.tensor([0, 0])).success.all()
+
+
+@both
+def test_pixels_at_exactly_0_and_1_move(attack: Callable[..., AttackResult]):
+    for level, label, threshold in ((0.0, 0, 4.5), (1.0, 1, 4.5)):
+        found = attack(Brightness(threshold), torch.full((1, 1, 3, 3), level), torch.tensor([label]))
+        assert found.success.all()
+        assert (found.adversarial - level).abs().min() > 0.45
+        assert found.norm(torch.inf).item() == pytest.approx(0.5, rel=0.01)
+
+
+# What may be asked ----------------------------------------------------------------------------------------------------
+
+
+@both
+def test_a_confident_image_leads_by_what_was_asked_and_lies_farther(attack: Callable[..., AttackResult]):
+    model, images = convnet(gain=3), pictures(8)
+    labels = predicted(model, images)
+    plain, sure = attack(model, images, labels), attack(model, images, labels, confidence=0.5)
+    logits = model(sure.adversarial)
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    assert (logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own)[sure.success].min() >= 0.5 - 1e-5
+    p = 2 if attack is carlini_l2 else torch.inf
+    together = plain.success & sure.success
+    assert together.any()
+    assert (sure.norm(p) >= plain.norm(p))[together].all()
+
+
+@both
+def test_a_targeted_attack_ends_on_its_target_no_closer_than_any_class(attack: Callable[..., AttackResult]):
+    model, images = convnet(gain=3), pictures(8)
+    labels = predicted(model, images)
+    targets = (labels + 1) % 4
+    any_class, one = attack(model, images, labels), attack(model, images, labels, targets=targets)
+    assert one.success.any()
+    assert torch.equal(one.prediction[one.success], targets[one.success])
+    p = 2 if attack is carlini_l2 else torch.inf
+    assert (one.norm(p) >= 0.98 * any_class.norm(p))[one.success & any_class.success].all()
+
+
+@both
+def test_a_quantised_image_is_one_that_8_bits_can_hold(attack: Callable[..., AttackResult]):
+    model, images = convnet(gain=3), (pictures(8) * 255).round() / 255
+    labels = predicted(model, images)
+    found = attack(model, images, labels, quantize=True)
+    assert found.success.any()
+    stored = (found.adversarial * 255).round().to(torch.uint8).float() / 255
+    assert torch.equal(stored, found.adversarial)
+    assert (predicted(model, stored) != labels)[found.success].all()
+
+
+@both
+def test_restarts_find_nothing_farther_and_the_same_seed_finds_the_same(attack: Callable[..., AttackResult]):
+    model, images = convnet(gain=3), pictures(8)
+    labels = predicted(model, images)
+    p = 2 if attack is carlini_l2 else torch.inf
+    once = attack(model, images, labels)
+    more, same = (attack(model, images, labels, restarts=2, seed=3) for _ in range(2))
+    assert (more.norm(p) <= once.norm(p)).all()
+    assert torch.equal(more.adversarial, same.adversarial)
+
+
+def test_an_early_end_costs_less():
+    model, images = convnet(gain=3), pictures(8)
+    labels = predicted(model, images)
+    whole, early = (carlini_l2(model, images, labels, abort_early=early) for early in (False, True))
+    assert early.forwards.sum() < whole.forwards.sum()
+    assert torch.equal(early.success, whole.success)
+
+
+# Manners --------------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_a_row_gets_the_same_alone_and_in_a_crowd_that_does_not_fit_one_batch(attack: Callable[..., AttackResult]):
+    model, images = convnet(gain=3).double(), pictures(270, dtype=torch.float64)
+    labels = predicted(model, images)
+    together = attack(model, images, labels, max_iterations=15, binary_search_steps=1)
+    for row in (0, 255, 256, 269):
+        one = slice(row, row + 1)
+        alone = attack(model, images[one], labels[one], max_iterations=15, binary_search_steps=1)
+        assert torch.equal(alone.success, together.success[one])
+        assert torch.allclose(alone.adversarial, together.adversarial[one], atol=1e-9)
+        assert alone.forwards.tolist() == together.forwards[one].tolist()
+
+
+@both
+def test_evaluations_are_counted_as_the_model_saw_them(attack: Callable[..., AttackResult]):
+    model, images = Counting(convnet(gain=3)), pictures(300)
+    labels = predicted(model.model, images)
+    labels[:3] = (labels[:3] + 1) % 4  # wrong from the start
+    found = attack(model, images, labels, max_iterations=10, binary_search_steps=2, restarts=1)
+    assert found.forwards[:3].tolist() == [1, 1, 1]
+    assert (found.forwards[3:] == 1 + 1 + 3 * 10).all()  # the door, the start, three runs
+    assert (found.backwards[3:] == 1 + 3 * 10).all()
+    final = 300 * (1 if found.success.all() else 2)  # the check at the end is not told
+    assert sum(model.sizes) == int(found.forwards.sum()) + final
+    assert max(model.sizes) <= 256
+
+
+@both
+def test_rows_misclassified_already_need_no_change(attack: Callable[..., AttackResult]):
+    model, images = convnet(), pictures(4)
+    found = attack(model, images, (predicted(model, images) + 1) % 4, max_iterations=5)
+    assert found.trivial.all()
+    assert torch.equal(found.adversarial, images)
+
+
+@both
+def test_the_model_and_the_request_are_left_as_they_were(attack: Callable[..., AttackResult]):
+    model, images = convnet(channels=3, dropout=0.5), pictures(3, (3, 6, 6))
+    model[0].requires_grad_(False)
+    labels = predicted(copy.deepcopy(model).eval(), images)
+    targets = (labels + 1) % 4
+    before = condition(model), [value.clone() for value in (images, labels, targets)]
+    attack(model, images, labels, targets=targets, max_iterations=5)
+    assert condition(model) == before[0]
+    for value, was in zip((images, labels, targets), before[1], strict=True):
+        assert torch.equal(value, was)
+        assert not value.requires_grad
+
+
+@both
+def test_dropout_is_off_and_gradients_are_found_where_the_caller_has_switched_them_off(
+    attack: Callable[..., AttackResult],
+):
+    images = pictures(4)
+    noisy, still = convnet(dropout=0.5, gain=3).train(), convnet(dropout=0.5, gain=3).eval()
+    labels = predicted(still, images)
+    with torch.no_grad():
+        found = attack(noisy, images, labels, max_iterations=30)
+    assert torch.equal(found.adversarial, attack(still, images, labels, max_iterations=30).adversarial)
+
+
+@both
+def test_images_in_any_layout_and_one_iteration_are_taken(attack: Callable[..., AttackResult]):
+    model, images = convnet(channels=3, gain=3), pictures(3, (3, 6, 6))
+    labels = predicted(model, images)
+    plain = attack(model, images, labels, max_iterations=20)
+    other = attack(model, images.to(memory_format=torch.channels_last), labels, max_iterations=20)
+    assert torch.allclose(plain.adversarial, other.adversarial, atol=1e-5)
+    assert attack(model, images, labels, max_iterations=1).adversarial.shape == images.shape
+
+
+@both
+def test_the_precision_of_the_model_is_kept(attack: Callable[..., AttackResult]):
+    images = pictures(4)
+    for dtype in (torch.float64, torch.bfloat16):
+        model = convnet(gain=3).to(dtype)
+        found = attack(model, images, predicted(model, images), max_iterations=50)
+        assert found.success.any()
+        assert (predicted(model, found.adversarial) != found.labels)[found.success].all()
+
+
+@both
+def test_progress_only_rises_and_ends_with_every_row(attack: Callable[..., AttackResult]):
+    told: list[tuple[int, int]] = []
+    model, images = convnet(), pictures(3)
+    request: dict[str, Any] = {"max_iterations": 5}
+    request["progress"] = lambda done, total, note="": told.append((done, total))
+    attack(model, images, predicted(model, images), **request)
+    assert told[-1] == (3, 3)
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"confidence": -1.0}, r"confidence must be at least 0, got -1\.0"),
+        ({"learning_rate": 0.0}, r"learning_rate must be positive, got 0\.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"max_iterations": 0}, "max_iterations must be at least 1, got 0"),
+        ({"binary_search_steps": 0}, "binary_search_steps must be at least 1, got 0"),
+        ({"restarts": -1}, "restarts must be at least 0, got -1"),
+        ({"targets": torch.tensor([0])}, "targets must differ from labels"),
+    ],
+)
+@both
+def test_a_request_that_cannot_be_met_says_what_came(
+    attack: Callable[..., AttackResult], wrong: dict[str, Any], message: str
+):
+    with pytest.raises(InputError, match=message):
+        attack(convnet(), pictures(1), torch.tensor([0]), **wrong)
+
+
+def test_a_const_that_is_none_is_refused():
+    with pytest.raises(InputError, match=r"initial_const must be positive, got 0\.0"):
+        carlini_l2(convnet(), pictures(1), torch.tensor([0]), initial_const=0.0)
