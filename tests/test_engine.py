@@ -182,3 +182,64 @@ def test_a_record_says_what_it_was_made_with(plan, tmp_path):
     assert made["threads"] == torch.get_num_threads()
     assert {"brittle", "python", "platform", "processor", "device", "started", "seconds"} <= set(made)
     assert str(Path.home()) not in str(made)
+
+
+def test_a_measurement_killed_half_way_goes_on_where_it_was_and_ends_the_same(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "MEASURED", 5)  # 12 rows: three blocks of each of three kinds
+    run(plan, Store(tmp_path / "whole"))
+    store, computed = Store(tmp_path / "store"), []
+    compute = cells.measures.gradient_amplitudes
+
+    def counted(*arguments, **options):
+        if len(computed) == 4:
+            raise KeyboardInterrupt
+        computed.append(options["temperature"])
+        return compute(*arguments, **options)
+
+    monkeypatch.setattr(cells.measures, "gradient_amplitudes", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, store)
+    monkeypatch.setattr(
+        cells.measures, "gradient_amplitudes", lambda *a, **o: (computed.append(0), compute(*a, **o))[1]
+    )
+    run(plan, store)
+    assert len(computed) == 2 * 9  # of two models, each block once
+    assert hashes(store) == hashes(Store(tmp_path / "whole"))
+
+
+def test_an_attack_on_fewer_rows_has_fewer_shards_of_its_own_size(tmp_path):
+    attack = TABLES["attacks"]["song_1"] | {"rows": 7, "shard_rows": 3}
+    plan = study.expand(
+        study.check(TABLES | {"attacks": {"few": attack, "all": TABLES["attacks"]["song_1"]}}, "tiny"),
+        blobs(),
+        device="cpu",
+        dtype="float32",
+    )
+    spans = [(c.params["start"], c.params["stop"]) for c in plan.cells if c.title.startswith("few on teacher")]
+    assert spans == [(0, 3), (3, 6), (6, 7)]
+    spans = [(c.params["start"], c.params["stop"]) for c in plan.cells if c.title.startswith("all on teacher")]
+    assert spans == [(0, 5), (5, 10), (10, 12)]
+
+
+def test_the_first_shard_of_a_pixel_attack_keeps_the_logits_after_each_pixel(plan, tmp_path):
+    store = Store(tmp_path / "store")
+    run(plan, store)
+    attacks = [cell for cell in plan.cells if cell.function == "attack"]
+    rows = next(kept(store, cell.key) for cell in plan.cells if cell.function == "select").tensors("rows")
+    for cell in attacks:
+        stored = kept(store, cell.key)
+        if cell.params["start"]:
+            assert "exact.steps.safetensors" not in stored.record["files"]
+            continue
+        model = cells.load_model(kept(store, cell.parents["model"].key), CPU)
+        steps, packed = stored.tensors("exact.steps"), stored.tensors("exact")
+        assert rows["labels"][steps["rows"]].tolist() == rows["labels"][:5].unique().tolist()
+        for row, logits in zip(steps["rows"].tolist(), steps["logits"], strict=True):
+            count = int((packed["pixels"][row] >= 0).sum())
+            image = rows["images"][row].clone()
+            for step in range(count + 1):
+                if step:
+                    image.view(-1)[packed["pixels"][row, step - 1]] = packed["levels"][row, step - 1].float()
+                with torch.no_grad():
+                    assert torch.allclose(model(image[None])[0], logits[step], atol=1e-5)
+            assert logits[count + 1 :].isnan().all()
