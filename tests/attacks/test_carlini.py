@@ -43,7 +43,7 @@ def nearest(slopes: np.ndarray, image: np.ndarray, lead: float, norm: float) -> 
     def moved(t: float) -> np.ndarray:
         return np.clip(image - t * (slopes if norm == 2 else np.sign(slopes)), 0, 1)
 
-    t = halved(lambda t: lead + slopes @ (moved(t) - image) <= 0, 1e6 if norm == 2 else 1.0)
+    t = halved(lambda t: bool(lead + slopes @ (moved(t) - image) <= 0), 1e6 if norm == 2 else 1.0)
     return np.inf if np.isinf(t) else float(np.linalg.norm(moved(t) - image, ord=norm))
 
 

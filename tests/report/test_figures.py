@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -199,8 +200,10 @@ def test_success_and_gradients_are_drawn_against_three_temperatures_or_more(
     assert figures.against_temperature(report) == ""
     assert "trained at T" in figures.against_temperature(swept(report))
 
-    monkeypatch.setattr(figures, "_svg", lambda figure, *_: figure)
-    first, second, gradients = (axes for axes in figures.against_temperature(swept(report)).axes if axes.get_visible())
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "_svg", lambda figure, *_: drawn.append(figure) or "")
+    figures.against_temperature(swept(report))
+    first, second, gradients = (axes for axes in drawn[0].axes if axes.get_visible())
     lines = {(line.get_color(), line.get_linestyle()): line.get_ydata().tolist() for line in first.lines}
     plain, hostile = figures.COLOURS[:2]
     assert lines[plain, "-"] == lines[plain, "--"] == lines[hostile, "-"] == pytest.approx([100.0] * 3)
