@@ -12,11 +12,12 @@ import torch
 from problems import Brightness, Constant, Counting, condition, convnet, linear, pictures, predicted
 from torch import Tensor, nn
 
-from brittle.attacks import AttackResult, carlini_l2, carlini_linf
+from brittle.attacks import AttackResult, carlini_l0, carlini_l2, carlini_linf
 from brittle.errors import InputError
 
 NORMS = {2.0: carlini_l2, torch.inf: carlini_linf}
 both = pytest.mark.parametrize("attack", NORMS.values(), ids=["l2", "linf"])
+every_attack = pytest.mark.parametrize("attack", [*NORMS.values(), carlini_l0], ids=["l2", "linf", "l0"])
 
 
 # Linear models --------------------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def test_the_closest_image_of_a_linear_model_is_found_within_half_a_percent(norm
     assert ratio.max() < 1.02
 
 
-@both
+@every_attack
 def test_rows_that_nothing_in_the_box_can_fool_fail_and_hold_their_clean_image(attack: Callable[..., AttackResult]):
     images = pictures(3)
     found = attack(Constant(), images, torch.zeros(3, dtype=torch.int64), max_iterations=20)
@@ -94,6 +95,62 @@ def test_pixels_at_exactly_0_and_1_move(attack: Callable[..., AttackResult]):
         assert found.success.all()
         assert (found.adversarial - level).abs().min() > 0.45
         assert found.norm(torch.inf).item() == pytest.approx(0.5, rel=0.01)
+
+
+# The fewest pixels ----------------------------------------------------------------------------------------------------
+
+
+def test_the_fewest_pixels_of_a_linear_model_are_found_but_for_one_here_and_there():
+    """The least number is that of the pixels with the most to give, slope times room, that make up for the lead."""
+    model, images = linear(shape=(1, 5, 5)), pictures(500, (1, 5, 5))
+    labels = predicted(model, images)
+    head = model[1]
+    assert isinstance(head, nn.Linear)
+    slopes = head.weight.detach()[labels] - head.weight.detach()[1 - labels]
+    lead = model(images).detach().gather(1, labels[:, None]) - model(images).detach().gather(1, 1 - labels[:, None])
+    flat = images.flatten(1)
+    gains = (slopes.abs() * torch.where(slopes > 0, flat, 1 - flat)).sort(1, descending=True).values
+    fewest = (gains.cumsum(1) <= lead).sum(1) + 1
+    found = carlini_l0(model, images, labels)
+    assert torch.equal(found.success, fewest <= 25)
+    counts, fewest = found.norm(0)[found.success].double(), fewest[found.success]
+    assert (counts >= fewest).all()
+    assert (counts / fewest).mean() < 1.05
+    assert (counts == fewest).double().mean() > 0.9
+
+
+def test_no_fewer_pixels_of_a_small_network_are_found_by_trying_all_sets_at_five_levels():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.5)
+    images = pictures(60, (1, 2, 3))
+    labels = predicted(model, images)
+    choices = torch.cartesian_prod(*[torch.arange(6)] * 6)  # of each pixel: its own value, or one of five levels
+    counts = (choices > 0).sum(1)
+    found = carlini_l0(model, images, labels, max_iterations=100)
+    tried = []
+    for image, label in zip(images.flatten(1), labels, strict=True):
+        levels = torch.cat([image[None], torch.linspace(0, 1, 5)[:, None].expand(5, 6)])
+        fooled = predicted(model, levels.gather(0, choices).view(-1, 1, 2, 3)) != label
+        tried.append(int(counts[fooled].min()) if fooled.any() else 7)
+    best = torch.tensor(tried)
+    mine = torch.where(found.success, found.norm(0), 7)
+    assert (best < 7).sum() > 40
+    assert (mine > best).sum() <= 6  # of 60: a local search
+    assert (mine - best).max() <= 1
+
+
+def test_a_pixel_is_all_of_its_channels():
+    model, images = convnet(channels=3, gain=3), pictures(6, (3, 6, 6))
+    labels = predicted(model, images)
+    found = carlini_l0(model, images, labels)
+    assert found.success.any()
+    changed = (found.adversarial != images).any(1).flatten(1).sum(1)
+    assert torch.equal(found.norm(0), changed)
+    closest = carlini_l2(model, images, labels)
+    assert (found.norm(0) < closest.norm(0))[found.success].all()
 
 
 # What may be asked ----------------------------------------------------------------------------------------------------
@@ -125,7 +182,7 @@ def test_a_targeted_attack_ends_on_its_target_no_closer_than_any_class(attack: C
     assert (one.norm(p) >= 0.98 * any_class.norm(p))[one.success & any_class.success].all()
 
 
-@both
+@every_attack
 def test_a_quantised_image_is_one_that_8_bits_can_hold(attack: Callable[..., AttackResult]):
     model, images = convnet(gain=3), (pictures(8) * 255).round() / 255
     labels = predicted(model, images)
@@ -158,14 +215,14 @@ def test_an_early_end_costs_less():
 # Manners --------------------------------------------------------------------------------------------------------------
 
 
-@both
+@every_attack
 def test_a_row_gets_the_same_alone_and_in_a_crowd_that_does_not_fit_one_batch(attack: Callable[..., AttackResult]):
     model, images = convnet(gain=3).double(), pictures(270, dtype=torch.float64)
     labels = predicted(model, images)
-    together = attack(model, images, labels, max_iterations=15, binary_search_steps=1)
+    together = attack(model, images, labels, max_iterations=15)
     for row in (0, 255, 256, 269):
         one = slice(row, row + 1)
-        alone = attack(model, images[one], labels[one], max_iterations=15, binary_search_steps=1)
+        alone = attack(model, images[one], labels[one], max_iterations=15)
         assert torch.equal(alone.success, together.success[one])
         assert torch.allclose(alone.adversarial, together.adversarial[one], atol=1e-9)
         assert alone.forwards.tolist() == together.forwards[one].tolist()
@@ -185,7 +242,7 @@ def test_evaluations_are_counted_as_the_model_saw_them(attack: Callable[..., Att
     assert max(model.sizes) <= 256
 
 
-@both
+@every_attack
 def test_rows_misclassified_already_need_no_change(attack: Callable[..., AttackResult]):
     model, images = convnet(), pictures(4)
     found = attack(model, images, (predicted(model, images) + 1) % 4, max_iterations=5)
@@ -193,7 +250,7 @@ def test_rows_misclassified_already_need_no_change(attack: Callable[..., AttackR
     assert torch.equal(found.adversarial, images)
 
 
-@both
+@every_attack
 def test_the_model_and_the_request_are_left_as_they_were(attack: Callable[..., AttackResult]):
     model, images = convnet(channels=3, dropout=0.5), pictures(3, (3, 6, 6))
     model[0].requires_grad_(False)
@@ -207,7 +264,7 @@ def test_the_model_and_the_request_are_left_as_they_were(attack: Callable[..., A
         assert not value.requires_grad
 
 
-@both
+@every_attack
 def test_dropout_is_off_and_gradients_are_found_where_the_caller_has_switched_them_off(
     attack: Callable[..., AttackResult],
 ):
@@ -219,7 +276,7 @@ def test_dropout_is_off_and_gradients_are_found_where_the_caller_has_switched_th
     assert torch.equal(found.adversarial, attack(still, images, labels, max_iterations=30).adversarial)
 
 
-@both
+@every_attack
 def test_images_in_any_layout_and_one_iteration_are_taken(attack: Callable[..., AttackResult]):
     model, images = convnet(channels=3, gain=3), pictures(3, (3, 6, 6))
     labels = predicted(model, images)
@@ -229,7 +286,7 @@ def test_images_in_any_layout_and_one_iteration_are_taken(attack: Callable[..., 
     assert attack(model, images, labels, max_iterations=1).adversarial.shape == images.shape
 
 
-@both
+@every_attack
 def test_the_precision_of_the_model_is_kept(attack: Callable[..., AttackResult]):
     images = pictures(4)
     for dtype in (torch.float64, torch.bfloat16):
@@ -239,7 +296,7 @@ def test_the_precision_of_the_model_is_kept(attack: Callable[..., AttackResult])
         assert (predicted(model, found.adversarial) != found.labels)[found.success].all()
 
 
-@both
+@every_attack
 def test_progress_only_rises_and_ends_with_every_row(attack: Callable[..., AttackResult]):
     told: list[tuple[int, int]] = []
     model, images = convnet(), pictures(3)
@@ -270,6 +327,9 @@ def test_a_request_that_cannot_be_met_says_what_came(
         attack(convnet(), pictures(1), torch.tensor([0]), **wrong)
 
 
-def test_a_const_that_is_none_is_refused():
-    with pytest.raises(InputError, match=r"initial_const must be positive, got 0\.0"):
-        carlini_l2(convnet(), pictures(1), torch.tensor([0]), initial_const=0.0)
+def test_a_const_or_a_patience_that_is_none_is_refused():
+    for attack in (carlini_l2, carlini_l0):
+        with pytest.raises(InputError, match=r"initial_const must be positive, got 0\.0"):
+            attack(convnet(), pictures(1), torch.tensor([0]), initial_const=0.0)
+    with pytest.raises(InputError, match="patience must be at least 1, got 0"):
+        carlini_l0(convnet(), pictures(1), torch.tensor([0]), patience=0)

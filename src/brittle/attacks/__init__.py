@@ -1,7 +1,7 @@
 """Attacks: functions (model, images, labels, *, targets=None, ...) -> AttackResult."""
 
-from brittle.attacks.carlini import carlini_l2, carlini_linf
+from brittle.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
 from brittle.attacks.pixels import song_1, song_2, song_3, song_4
 from brittle.attacks.result import AttackResult
 
-__all__ = ["AttackResult", "carlini_l2", "carlini_linf", "song_1", "song_2", "song_3", "song_4"]
+__all__ = ["AttackResult", "carlini_l0", "carlini_l2", "carlini_linf", "song_1", "song_2", "song_3", "song_4"]

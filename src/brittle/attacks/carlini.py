@@ -115,6 +115,40 @@ def carlini_linf(
     return _closest(aim, _Linf(learning_rate), plan, progress)
 
 
+def carlini_l0(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    targets: Tensor | None = None,
+    confidence: float = 0.0,
+    learning_rate: float | None = None,
+    max_iterations: int = 60,
+    initial_const: float | None = None,
+    patience: int = 5,
+    quantize: bool = False,
+    progress: Progress = silent,
+) -> AttackResult:
+    """The fewest pixels that have to change for the model to err, or to reach a target.
+
+    Carlini and Wagner 2017, section VI-A: the L2 attack, again and again, each time on the pixels that the last
+    solution changed, but for those of the least |gradient x change|, which are frozen at their own values. A pixel is
+    all of its channels, and their shares are added without their signs: opposite changes do not cancel. At first 30 %
+    of the pixels are frozen at once; where the rest is not enough, the last solution is taken up again and half as many
+    are tried, then single ones.
+
+    Arguments, result and errors as for `carlini_l2`, except:
+        max_iterations: of a round, for one set of pixels, at least 1.
+        patience: single pixels, from the least important on, whose freezing has to fail before a row is done, at
+            least 1.
+    """
+    _check("initial_const", initial_const, initial_const is None or initial_const > 0, "positive")
+    _check("patience", patience, patience >= 1, "at least 1")
+    aim = _Aim(model, images, labels, targets, confidence, quantize)
+    plan = _Plan(learning_rate, max_iterations, runs=1, abort_early=False, restarts=0, seed=0)
+    return _closest(aim, _L0(_L2(learning_rate, initial_const), patience), plan, progress)
+
+
 @dataclass(frozen=True)
 class _Plan:
     """How long is searched, checked."""
@@ -147,13 +181,14 @@ def _closest(aim: _Aim, norm: _Norm, plan: _Plan, progress: Progress) -> AttackR
     best = _Best.of(images)
     rows = torch.arange(len(images), device=images.device)
     waiting = rows[~aim.reached(clean, rows)]
-    live = _Runs.none(images)
     with frozen(aim.model):
+        live = norm.begin(aim, waiting[:BATCH], best)
+        waiting = waiting[BATCH:]
         while len(waiting) or len(live.row):
             room = BATCH - len(live.row)
             if room and len(waiting):
-                entering, waiting = waiting[:room], waiting[room:]
-                live = live.joined(norm.begin(aim, entering, best))
+                live = live.joined(norm.begin(aim, waiting[:room], best))
+                waiting = waiting[room:]
             live.turn = live.turn + 1
             norm.step(aim, best, live, live.fading(plan.max_iterations))
             over = live.turn >= plan.max_iterations
@@ -161,9 +196,7 @@ def _closest(aim: _Aim, norm: _Norm, plan: _Plan, progress: Progress) -> AttackR
                 over |= live.stalls(best, plan.max_iterations)
             if over.any():
                 live.run = live.run + over
-                norm.again(live, over, best)
-                live.restart(over, images, best, over & (live.run >= plan.runs), random)
-                live = live.kept(live.run < plan.runs + plan.restarts)
+                live = live.kept(~norm.again(aim, best, live, over, plan, random))
                 progress(len(images) - len(waiting) - len(live.row), len(images))
     progress(len(images), len(images))
     return measured(
@@ -208,13 +241,14 @@ class _Aim:
         """What the model is shown: the images, or the nearest whose values are whole 255ths."""
         return (images * 255).round() / 255 if self.quantize else images
 
-    def lead_and_gradient(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def lead_and_gradient(self, images: Tensor, rows: Tensor, *, hinge: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """The lead, its gradient where the hinge lets it through, and whether the rows are as wanted."""
         inputs = images.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = logits_of(self.model, inputs)
             lead = self.lead(logits, rows)
-            (gradient,) = torch.autograd.grad(lead.clamp(min=-self.confidence).sum(), inputs)
+            objective = lead.clamp(min=-self.confidence) if hinge else lead
+            (gradient,) = torch.autograd.grad(objective.sum(), inputs)
         return lead.detach().to(images.dtype), gradient, self.reached(logits.detach(), rows)
 
 
@@ -270,12 +304,6 @@ class _Runs:
         whole, nothing = torch.zeros_like(rows), torch.zeros_like(images)
         return cls(rows, images, nothing, nothing, whole, whole, bound, rate, torch.full_like(bound, torch.inf))
 
-    @classmethod
-    def none(cls, images: Tensor) -> _Runs:
-        """No rows, of images like these."""
-        number = torch.zeros(0, dtype=images.dtype, device=images.device)
-        return cls.begin(number.long(), images[:0], number, number)
-
     def joined(self, others: _Runs) -> _Runs:
         """These and those."""
         return self._each(lambda name: torch.cat([getattr(self, name), getattr(others, name)]))
@@ -309,14 +337,20 @@ class _Runs:
         self.checked = torch.where(due, now, self.checked)
         return stalled
 
-    def restart(self, which: Tensor, images: Tensor, best: _Best, anew: Tensor, random: torch.Generator) -> None:
-        """Puts rows (n,) bool back to their own image or, where `anew`, to a random point as far away as their best."""
-        start = images[self.row]
+    def from_the_start(self, aim: _Aim, best: _Best, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
+        """Puts the rows `over` (n,) bool back to their own image or, once all runs from there are made, to a random
+        point as far away as their best; (n,) bool: the rows for which that has been done often enough."""
+        start, anew = aim.images[self.row], over & (self.run >= plan.runs)
         if anew.any():
             noise = torch.randn(start.shape, generator=random, device=start.device, dtype=start.dtype)
             found = (best.images[self.row] - start).flatten(1)
             radius = torch.linalg.vector_norm(found, dim=1) / torch.linalg.vector_norm(noise.flatten(1), dim=1)
             start = torch.where(_wide(anew), (start + _wide(radius) * noise).clamp(0, 1), start)
+        self.restart(over, start)
+        return self.run >= plan.runs + plan.restarts
+
+    def restart(self, which: Tensor, start: Tensor) -> None:
+        """Begins a new run of rows (n,) bool from `start` (n, C, H, W)."""
         self.image = torch.where(_wide(which), start, self.image)
         self.first, self.second = (moment.masked_fill(_wide(which), 0) for moment in (self.first, self.second))
         self.turn = self.turn.masked_fill(which, 0)
@@ -342,8 +376,8 @@ class _Norm(Protocol):
         """One iteration of all runs."""
         ...
 
-    def again(self, live: _Runs, over: Tensor, best: _Best) -> None:
-        """Prepares the next run of rows (n,) bool whose run is over."""
+    def again(self, aim: _Aim, best: _Best, live: _Runs, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
+        """Prepares the next run of the rows `over` (n,) bool, whose run is; (n,) bool: those that are done."""
         ...
 
 
@@ -363,13 +397,13 @@ class _L2(_Norm):
         const = _finite(2 * distance / length)
         if self.initial_const is not None:
             const = torch.full_like(const, self.initial_const)
-        return _Runs.begin(rows, images, const, self._rate(distance, images))
+        return _Runs.begin(rows, images, const, self.rate_for(distance, images))
 
-    def _rate(self, distance: Tensor, images: Tensor) -> Tensor:
+    def rate_for(self, distance: Tensor, images: Tensor) -> Tensor:
         """(n,): by default the change of one value when all share a distance (n,) equally."""
         if self.learning_rate is not None:
             return torch.full_like(distance, self.learning_rate)
-        return distance / math.sqrt(images[0].numel())
+        return distance / math.sqrt(math.prod(images.shape[1:]))
 
     def step(self, aim: _Aim, best: _Best, live: _Runs, fading: Tensor) -> None:
         seen = aim.seen(live.image)
@@ -382,9 +416,10 @@ class _L2(_Norm):
         # the gradient of |x' - x|^2 + c f, over c, so that Adam's moments do not follow the scale of c
         live.adam(change * _wide(2 / live.bound) + gradient, live.rate * fading)
 
-    def again(self, live: _Runs, over: Tensor, best: _Best) -> None:
+    def again(self, aim: _Aim, best: _Best, live: _Runs, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
         found = best.distance[live.row]
-        live.rate = torch.where(over & found.isfinite(), self._rate(found, live.image), live.rate)
+        live.rate = torch.where(over & found.isfinite(), self.rate_for(found, live.image), live.rate)
+        return live.from_the_start(aim, best, over, plan, random)
 
 
 @dataclass(frozen=True)
@@ -415,8 +450,98 @@ class _Linf(_Norm):
         tau = _wide(live.bound)
         live.image = images + (live.image - images).clamp(-tau, tau)
 
-    def again(self, live: _Runs, over: Tensor, best: _Best) -> None:
+    def again(self, aim: _Aim, best: _Best, live: _Runs, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
         live.bound = torch.where(over, best.distance[live.row].clamp(max=1), live.bound)
+        return live.from_the_start(aim, best, over, plan, random)
+
+
+@dataclass
+class _Fewest(_Runs):
+    """Runs on fewer and fewer pixels."""
+
+    allowed: Tensor  # (n, H * W) bool, what this round may change
+    changed: Tensor  # (n, H * W) bool, what the best image so far changes
+    order: Tensor  # (n, H * W), those pixels from the least important on, then the others
+    share: Tensor  # (n,), of those pixels that are frozen at once
+    needed: Tensor  # (n,), how many of the least important have turned out to be
+    solution: Tensor  # (n, C, H, W), the closest image of this round that is as wanted
+    closest: Tensor  # (n,), its L2; inf while there is none
+
+
+@dataclass(frozen=True)
+class _L0(_Norm):
+    l2: _L2
+    patience: int
+    share = 0.3
+
+    def begin(self, aim: _Aim, rows: Tensor, best: _Best) -> _Fewest:
+        runs = self.l2.begin(aim, rows, best)
+        pixels = torch.ones(len(rows), aim.images[0, 0].numel(), dtype=torch.bool, device=rows.device)
+        return _Fewest(
+            **{field.name: getattr(runs, field.name) for field in fields(runs)},
+            allowed=pixels,
+            changed=pixels,
+            order=pixels.long().cumsum(1) - 1,
+            share=torch.full_like(runs.bound, self.share),
+            needed=torch.zeros_like(rows),
+            solution=runs.image,
+            closest=torch.full_like(runs.bound, torch.inf),
+        )
+
+    def step(self, aim: _Aim, best: _Best, live: _Runs, fading: Tensor) -> None:
+        assert isinstance(live, _Fewest)
+        seen, images = aim.seen(live.image), aim.images[live.row]
+        _, gradient, fits = aim.lead_and_gradient(seen, live.row)
+        best.spent(live.row)
+        change = seen - images
+        distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
+        closer = fits & (distance < live.closest)
+        live.solution = torch.where(_wide(closer), seen, live.solution)
+        live.closest = torch.where(closer, distance, live.closest)
+        up = 1 + self.l2.change * fading
+        live.bound = live.bound * torch.where(fits, 1 / up, up)
+        free = live.allowed.view(-1, 1, *images.shape[2:])
+        live.adam((change * _wide(2 / live.bound) + gradient) * free, live.rate * fading)
+
+    def again(self, aim: _Aim, best: _Best, live: _Runs, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
+        assert isinstance(live, _Fewest)
+        hit, missed = over & live.closest.isfinite(), over & live.closest.isinf()
+        single = live.share * live.changed.sum(1) < 2
+        live.needed = live.needed + (missed & single)
+        live.share = torch.where(missed & ~single, live.share / 2, live.share)
+        self._rank(aim, best, live, hit.nonzero().flatten())
+        count = live.changed.sum(1)
+        none = best.distance[live.row].isinf()  # not even all pixels were enough
+        done = over & (
+            none | (live.needed >= torch.minimum(count, torch.full_like(count, self.patience))) | (count <= 1)
+        )
+        frozen_at_once = (live.share * count).long().clamp(min=1)
+        place = torch.arange(live.order.shape[1], device=over.device)
+        freeze = (place >= live.needed[:, None]) & (place < (live.needed + frozen_at_once)[:, None])
+        allowed = live.changed & ~torch.zeros_like(freeze).scatter(1, live.order, freeze)
+        live.allowed = torch.where(over[:, None], allowed, live.allowed)
+        images, found = aim.images[live.row], best.images[live.row]
+        live.restart(over, torch.where(live.allowed.view(-1, 1, *images.shape[2:]), found, images))
+        live.closest = live.closest.masked_fill(over, torch.inf)
+        return done
+
+    def _rank(self, aim: _Aim, best: _Best, live: _Fewest, places: Tensor) -> None:
+        """Takes the solutions of the rows at `places` (m,), and ranks the pixels that they change."""
+        if not len(places):
+            return
+        rows, solution = live.row[places], live.solution[places]
+        _, gradient, _ = aim.lead_and_gradient(solution, rows, hinge=False)
+        best.spent(rows)
+        change = solution - aim.images[rows]
+        changed = (change != 0).any(1).flatten(1)
+        best.offer(rows, solution, changed.sum(1).to(best.distance.dtype), torch.ones_like(rows, dtype=torch.bool))
+        importance = (gradient * change).abs().sum(1).flatten(1).masked_fill(~changed, torch.inf)
+        live.order[places] = importance.argsort(dim=1, stable=True)
+        live.changed = live.changed.clone()
+        live.changed[places] = changed
+        live.needed = live.needed.index_fill(0, places, 0)
+        left = changed.sum(1).clamp(min=1)
+        live.rate[places] = self.l2.rate_for(live.closest[places], solution) * (changed.shape[1] / left).sqrt()
 
 
 def _finite(values: Tensor) -> Tensor:
