@@ -124,3 +124,9 @@ def test_the_table_says_what_is_not_done(build: Build):
     assert "not done" in text
     assert "first 6 rows" in text
     assert "This study is not finished: 2 of its 14 cells are missing." in text
+
+
+def test_an_attack_without_arithmetics_is_not_headed_by_them(build: Build):
+    head = shown(build(soft=True)).split("─")[0].split()
+
+    assert head[-3:] == ["float32→exact", "float32→exact", "fooled"]

@@ -38,13 +38,19 @@ def table(report: Report) -> Table:
     shown.add_column(Text("one-hot\nsoftmax"), justify="right")
     if len(labels) <= WIDE:
         for label in labels:
-            shown.add_column(Text(f"{label}\nfloat32→exact"), justify="right")
+            shown.add_column(Text(f"{label}\n{_heading(report, label)}"), justify="right")
     else:
         shown.add_column(Text("attack"))
         shown.add_column(Text("fooled\nfloat32→exact"), justify="right")
     for model in report.models:
         _add(shown, model, labels)
     return shown
+
+
+def _heading(report: Report, label: str) -> str:
+    """What stands below an attack's name: whether it was made in both arithmetics or knows only one."""
+    known = [set(a.found) for model in report.models for a in model.attacks if a.label == label]
+    return "fooled" if any("result" in names for names in known) else "float32→exact"
 
 
 def claims_table(report: Report) -> Table | None:
