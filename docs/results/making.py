@@ -26,9 +26,9 @@ def report(store: Path, study: str, folder: Path) -> tuple[dict[str, Any], Path]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """A table; a bar in a cell is escaped."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def percent(share: Mapping[str, Any], digits: int = 0) -> str:
@@ -42,32 +42,41 @@ def success_table(results: Mapping[str, Any], digits: int = 0) -> str:
     rows = []
     for model in results["models"]:
         cells = [model["label"], percent(model["accuracy"], digits), percent(model["saturated"], digits)]
-        for attack in model["attacks"]:
-            both = attack["arithmetic"]
-            cells.append(" → ".join(percent(both[name]["success"], digits) for name in ("float32", "exact")))
-        rows.append(cells)
-    attacks = [f"`{attack['label']}`: float32 → exact" for attack in results["models"][0]["attacks"]]
-    return markdown(["model", "accuracy", "one-hot softmax", *attacks], rows)
+        attacks = [[percent(found["success"], digits) for _, found in arithmetics(one)] for one in model["attacks"]]
+        rows.append([*cells, *map(" → ".join, attacks)])
+    return markdown(["model", "accuracy", "one-hot softmax", *headings(results)], rows)
+
+
+def arithmetics(attack: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What an attack found, by arithmetic, float32 first."""
+    return [(name, attack["arithmetic"][name]) for name in ("float32", "exact") if name in attack["arithmetic"]]
+
+
+def headings(results: Mapping[str, Any]) -> list[str]:
+    """'`song_2`: float32 → exact', for each attack."""
+    attacks = results["models"][0]["attacks"]
+    return [f"`{attack['label']}`: {' → '.join(name for name, _ in arithmetics(attack))}" for attack in attacks]
 
 
 def made_with(results: Mapping[str, Any]) -> str:
     """Seeds, versions, machine and threads, as a sentence."""
     made = {key: ", ".join(value) for key, value in results["provenance"].items() if isinstance(value, list)}
     seeds = ", ".join(map(str, results["seeds"]))
+    threads = "one thread" if made["threads"] == "1" else f"{made['threads']} threads"
     return (
         f"Seed{'s' if len(results['seeds']) > 1 else ''} {seeds}; brittle {made['brittle']}, torch {made['torch']}, "
-        f"Python {made['python']}; {made['platform']}, {made['processor']}, {made['threads']} threads; networks "
+        f"Python {made['python']}; {made['platform']}, {made['processor']}, {threads}; networks "
         f"trained in {made['training_precision']}."
     )
 
 
 def pictures(page: Path, wanted: Mapping[Path, str], width: int = 1100) -> None:
-    """A PNG of each figure of a page, by a piece of its title."""
+    """A PNG of each figure of a page, or of its stepper, by a piece of the title."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
         tab = opened.new_page(viewport={"width": width, "height": 900})
         tab.goto(page.as_uri())
         for file, title in wanted.items():
-            tab.locator("figure", has_text=title).first.screenshot(path=file)
+            tab.locator("figure, section.stepper", has_text=title).first.screenshot(path=file)
         opened.close()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from making import made_with, markdown, percent, pictures, report, success_table
+from making import headings, made_with, markdown, percent, pictures, report, success_table
 
 from brittle.report.claims import Number
 from brittle.report.pictures import scientific
@@ -73,13 +73,9 @@ def samples_table(results: Mapping[str, Any]) -> str:
             scientific(one[key]["sign"], float("-inf") if one[key]["log10"] is None else one[key]["log10"])
             for key in ("mean_float32", "largest_float32", "mean_exact", "largest_exact")
         ]
-        counts = {(p["attack"], p["arithmetic"]): p["pixels"] for p in one["pixels"]}
-        attacks = list(dict.fromkeys(attack for attack, _ in counts))
         pixels = [
-            " → ".join(
-                "–" if counts[attack, name] is None else str(counts[attack, name]) for name in ("float32", "exact")
-            )
-            for attack in attacks
+            " → ".join("–" if p["pixels"] is None else str(p["pixels"]) for p in one["pixels"] if p["attack"] == attack)
+            for attack in dict.fromkeys(p["attack"] for p in one["pixels"])
         ]
         rows.append([str(one["label"]), one["model"], *numbers, *pixels])
     attacks = list(dict.fromkeys(p["attack"] for p in results["samples"][0]["pixels"]))
@@ -89,7 +85,7 @@ def samples_table(results: Mapping[str, Any]) -> str:
 
 def hours(results: Mapping[str, Any]) -> str:
     seconds = results["provenance"]["seconds"]
-    return f"{results['provenance']['cells']} cells, {seconds / 3600:.1f} hours of computing"
+    return f"{results['provenance']['cells']} cells, {seconds / 3600:.1f} hours of one process's computing"
 
 
 def code_section(results: Mapping[str, Any]) -> str:
@@ -122,7 +118,6 @@ def sweep_section(results: Mapping[str, Any], page: Path) -> str:
                 both.append(f"{min(shares):.0f} to {max(shares):.0f}")
             cells.append(" → ".join(both))
         rows.append(cells)
-    attacks = [f"`{attack['label']}`: float32 → exact" for attack in results["models"][0]["attacks"]]
     epochs = results["models"][0]["training"]["params"]["epochs"]
     return f"""
 ## Over the temperatures
@@ -134,7 +129,7 @@ def sweep_section(results: Mapping[str, Any], page: Path) -> str:
 
 Percent; the lowest and the highest of the seeds.
 
-{markdown(["labels", "T", "accuracy", *attacks], rows)}
+{markdown(["labels", "T", "accuracy", *headings(results)], rows)}
 """
 
 
