@@ -91,13 +91,15 @@ def hours(results: Mapping[str, Any]) -> str:
 def code_section(results: Mapping[str, Any]) -> str:
     epochs, rows = results["models"][0]["training"]["params"]["epochs"], results["data"]["rows"]
     cut = "" if epochs == 50 else f", cut to {epochs} epochs and {rows} images"
+    unlearned = [model["label"] for model in results["models"] if model["accuracy"]["value"] < 0.5]
+    note = f"\nIn so few epochs the {' and the '.join(unlearned)} network did not learn; its row says nothing.\n"
     return f"""
 ## The recipe of his code
 
 `brittle study run song-2017-code`{cut}: Nesterov's momentum, pixels in 256ths, an L2 penalty on the
 output layer, algorithms 2 and 4 with signed differences that only set pixels to 1. {made_with(results)}
 {hours(results)}.
-
+{note if unlearned else ""}
 {success_table(results, 1)}
 """
 
