@@ -23,6 +23,7 @@ FLOORS = [
     "distillation",
     "attacks.result",
     "attacks.flips",
+    "attacks.search",
     "attacks.carlini",
     "attacks.pixels",
     "attacks",

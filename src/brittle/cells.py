@@ -31,7 +31,7 @@ from brittle.data import Data
 from brittle.distillation import soft_labels
 from brittle.errors import InputError
 from brittle.networks import build, channels_last
-from brittle.progress import Progress
+from brittle.progress import Progress, part
 from brittle.softmax import Arithmetic, loss_gradient, loss_gradient_float32
 from brittle.store import Stored
 from brittle.training import fit
@@ -244,17 +244,13 @@ def _amplitudes(model: nn.Module, images: Tensor, temperature: float, context: C
     for number, (kind, (arithmetic, at)) in enumerate(kinds.items()):
         parts = []
         for place, block in enumerate(blocks):
-            told = _part(context.progress, number * len(blocks) + place, len(kinds) * len(blocks))
+            begin = number * len(images) + place * MEASURED
+            told = part(context.progress, begin, begin + len(block), len(kinds) * len(images))
             options = {"temperature": at, "arithmetic": arithmetic, "progress": told}
             compute = functools.partial(measures.gradient_amplitudes, model, block, **options)
             parts.append(_kept(context.folder() / f"{kind}-{place}.safetensors", compute))
         found[kind] = torch.cat(parts)
     return found
-
-
-def _part(progress: Progress, number: int, parts: int) -> Progress:
-    """The progress of one of several parts of equal length."""
-    return lambda done, total, note="": progress(number * total + done, parts * total, note)
 
 
 def _kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:

@@ -15,3 +15,8 @@ class Progress(Protocol):
 
 def silent(done: int, total: int, note: str = "") -> None:
     """Shows nothing: the default of every function that takes a Progress."""
+
+
+def part(progress: Progress, begin: int, end: int, whole: int) -> Progress:
+    """The progress of a piece of work that goes from `begin` to `end` of a `whole`."""
+    return lambda done, total, note="": progress(begin + (end - begin) * done // max(1, total), whole, note)

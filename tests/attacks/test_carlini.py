@@ -333,3 +333,20 @@ def test_a_const_or_a_patience_that_is_none_is_refused():
             attack(convnet(), pictures(1), torch.tensor([0]), initial_const=0.0)
     with pytest.raises(InputError, match="patience must be at least 1, got 0"):
         carlini_l0(convnet(), pictures(1), torch.tensor([0]), patience=0)
+
+
+@every_attack
+def test_images_that_are_not_8_bit_are_refused_where_8_bits_are_asked_for(attack: Callable[..., AttackResult]):
+    images = torch.full((1, 1, 6, 6), 0.123)  # between 31 and 32 of 255
+    with pytest.raises(InputError, match="quantize needs images of whole 255ths"):
+        attack(convnet(), images, torch.tensor([0]), quantize=True)
+
+
+@pytest.mark.timeout(60)
+def test_images_that_rounding_has_put_outside_the_box_are_cut_to_it():
+    """Frozen pixels that the projection moves would count as changed, and no round would end with fewer."""
+    model, images = convnet(gain=3), pictures(4)
+    images = torch.where(images == 1, 1 + 1e-7, images)
+    found = carlini_l0(model, images, predicted(model, images))
+    assert found.images.max() == 1
+    assert (found.norm(0)[found.success] < 36).all()

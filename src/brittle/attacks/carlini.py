@@ -16,20 +16,14 @@ no softmax can saturate). Four things differ from their code:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_of, measured
-from brittle.errors import InputError
+from brittle.attacks.result import AttackResult
+from brittle.attacks.search import Aim, Best, Look, Norm, Plan, Runs, check, closest, wide
 from brittle.progress import Progress, silent
-
-MOMENTS = (0.9, 0.999)  # Adam's
-LAST = 0.01  # share of the first steps' length, and of the first changes of c and tau, that is left at the end of a run
-STALLED = 1e-4  # of its distance: a row that comes no closer than this in a fifth of a run may be given up
 
 
 def carlini_l2(
@@ -67,7 +61,8 @@ def carlini_l2(
         binary_search_steps: runs for each row, at least 1. Each begins at the image, with the c of the one before.
         initial_const: c of the first run, > 0; by default that of a linear model with the row's lead and gradient.
         abort_early: end a run of a row that has come no closer by 1e-4 of its distance in a fifth of the run.
-        quantize: look for images whose values are whole 255ths, which rounding to 8 bits leaves as they are.
+        quantize: look for images whose values are whole 255ths, which rounding to 8 bits leaves as they are. The
+            images given must be such.
         restarts: further runs from random points as far away as the best image so far, at least 0.
         seed: of the random points.
         progress: told the number of rows finished.
@@ -78,10 +73,10 @@ def carlini_l2(
     Raises:
         InputError: if an argument is not as above.
     """
-    _check("initial_const", initial_const, initial_const is None or initial_const > 0, "positive")
-    aim = _Aim(model, images, labels, targets, confidence, quantize)
-    plan = _Plan(learning_rate, max_iterations, binary_search_steps, abort_early, restarts, seed)
-    return _closest(aim, _L2(learning_rate, initial_const), plan, progress)
+    check("initial_const", initial_const, initial_const is None or initial_const > 0, "positive")
+    aim = Aim(model, images, labels, targets, confidence, quantize)
+    plan = Plan(learning_rate, max_iterations, binary_search_steps, abort_early, restarts, seed)
+    return closest(aim, _L2(learning_rate, initial_const), plan, progress)
 
 
 def carlini_linf(
@@ -110,9 +105,9 @@ def carlini_linf(
         learning_rate: length of Adam's first steps in pixel units; by default 0.3 tau.
         binary_search_steps: runs for each row. Each begins at the image, with the least tau so far.
     """
-    aim = _Aim(model, images, labels, targets, confidence, quantize)
-    plan = _Plan(learning_rate, max_iterations, binary_search_steps, abort_early, restarts, seed)
-    return _closest(aim, _Linf(learning_rate), plan, progress)
+    aim = Aim(model, images, labels, targets, confidence, quantize)
+    plan = Plan(learning_rate, max_iterations, binary_search_steps, abort_early, restarts, seed)
+    return closest(aim, _Linf(learning_rate), plan, progress)
 
 
 def carlini_l0(
@@ -142,252 +137,20 @@ def carlini_l0(
         patience: single pixels, from the least important on, whose freezing has to fail before a row is done, at
             least 1.
     """
-    _check("initial_const", initial_const, initial_const is None or initial_const > 0, "positive")
-    _check("patience", patience, patience >= 1, "at least 1")
-    aim = _Aim(model, images, labels, targets, confidence, quantize)
-    plan = _Plan(learning_rate, max_iterations, runs=1, abort_early=False, restarts=0, seed=0)
-    return _closest(aim, _L0(_L2(learning_rate, initial_const), patience), plan, progress)
+    check("initial_const", initial_const, initial_const is None or initial_const > 0, "positive")
+    check("patience", patience, patience >= 1, "at least 1")
+    aim = Aim(model, images, labels, targets, confidence, quantize)
+    plan = Plan(learning_rate, max_iterations, runs=1, abort_early=False, restarts=0, seed=0)
+    return closest(aim, _L0(_L2(learning_rate, initial_const), patience), plan, progress)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How long is searched, checked."""
-
-    learning_rate: float | None
-    max_iterations: int
-    runs: int
-    abort_early: bool
-    restarts: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        _check("learning_rate", self.learning_rate, self.learning_rate is None or self.learning_rate > 0, "positive")
-        _check("max_iterations", self.max_iterations, self.max_iterations >= 1, "at least 1")
-        _check("binary_search_steps", self.runs, self.runs >= 1, "at least 1")
-        _check("restarts", self.restarts, self.restarts >= 0, "at least 0")
-
-
-def _check(name: str, value: float | None, fits: bool, expected: str) -> None:
-    if not fits or (value is not None and not math.isfinite(value)):
-        raise InputError(f"{name} must be {expected}, got {value}")
-
-
-def _closest(aim: _Aim, norm: _Norm, plan: _Plan, progress: Progress) -> AttackResult:
-    """The result of a search for the closest image of every row."""
-    _check("confidence", aim.confidence, aim.confidence >= 0, "at least 0")
-    images = aim.images
-    clean = door(aim.model, images, aim.labels, aim.targets)
-    random = torch.Generator(images.device).manual_seed(plan.seed)
-    best = _Best.of(images)
-    rows = torch.arange(len(images), device=images.device)
-    waiting = rows[~aim.reached(clean, rows)]
-    with frozen(aim.model):
-        live = norm.begin(aim, waiting[:BATCH], best)
-        waiting = waiting[BATCH:]
-        while len(waiting) or len(live.row):
-            room = BATCH - len(live.row)
-            if room and len(waiting):
-                live = live.joined(norm.begin(aim, waiting[:room], best))
-                waiting = waiting[room:]
-            live.turn = live.turn + 1
-            norm.step(aim, best, live, live.fading(plan.max_iterations))
-            over = live.turn >= plan.max_iterations
-            if plan.abort_early:
-                over |= live.stalls(best, plan.max_iterations)
-            if over.any():
-                live.run = live.run + over
-                live = live.kept(~norm.again(aim, best, live, over, plan, random))
-                progress(len(images) - len(waiting) - len(live.row), len(images))
-    progress(len(images), len(images))
-    return measured(
-        aim.model,
-        images,
-        aim.labels,
-        best.images,
-        forwards=best.forwards + 1,
-        backwards=best.backwards,
-        targets=aim.targets,
-    )
-
-
-# What is wanted -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Aim:
-    """Which class is to lose or to win, and by how much."""
-
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    targets: Tensor | None
-    confidence: float
-    quantize: bool
-
-    def reached(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(n,) bool: whether `rows` (n,), with logits (n, K), are as wanted."""
-        prediction = logits.argmax(1)
-        there = prediction != self.labels[rows] if self.targets is None else prediction == self.targets[rows]
-        return there & (self.lead(logits, rows) <= -self.confidence)
-
-    def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(n,): by how much the class that is to lose leads. C&W's f_6 before the hinge."""
-        one = (self.labels if self.targets is None else self.targets)[rows, None]
-        own = logits.gather(1, one).squeeze(1)
-        others = logits.scatter(1, one, -torch.inf).amax(1)
-        return own - others if self.targets is None else others - own
-
-    def seen(self, images: Tensor) -> Tensor:
-        """What the model is shown: the images, or the nearest whose values are whole 255ths."""
-        return (images * 255).round() / 255 if self.quantize else images
-
-    def lead_and_gradient(self, images: Tensor, rows: Tensor, *, hinge: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """The lead, its gradient where the hinge lets it through, and whether the rows are as wanted."""
-        inputs = images.detach().requires_grad_(True)
-        with torch.enable_grad():
-            logits = logits_of(self.model, inputs)
-            lead = self.lead(logits, rows)
-            objective = lead.clamp(min=-self.confidence) if hinge else lead
-            (gradient,) = torch.autograd.grad(objective.sum(), inputs)
-        return lead.detach().to(images.dtype), gradient, self.reached(logits.detach(), rows)
-
-
-@dataclass
-class _Best:
-    """Of every row, the closest image so far and what the search has cost."""
-
-    images: Tensor
-    distance: Tensor  # (N,), inf while there is none
-    forwards: Tensor
-    backwards: Tensor
-
-    @classmethod
-    def of(cls, images: Tensor) -> _Best:
-        """Nothing found yet."""
-        count = len(images)
-        nothing = torch.zeros(count, dtype=torch.int64, device=images.device)
-        distance = torch.full((count,), torch.inf, dtype=images.dtype, device=images.device)
-        return cls(images.clone(), distance, nothing, nothing.clone())
-
-    def offer(self, rows: Tensor, images: Tensor, distance: Tensor, fits: Tensor) -> None:
-        """Takes those of the images (n, C, H, W) that fit and are closer."""
-        closer = fits & (distance < self.distance[rows])
-        self.images[rows[closer]] = images[closer]
-        self.distance[rows[closer]] = distance[closer]
-
-    def spent(self, rows: Tensor) -> None:
-        """Counts a forward and a backward of each row."""
-        self.forwards[rows] += 1
-        self.backwards[rows] += 1
-
-
-# The runs of a batch ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Runs:
-    """The rows of a batch, each in a run of its own."""
-
-    row: Tensor  # (n,), of the request
-    image: Tensor  # (n, C, H, W), where it has come to
-    first: Tensor  # (n, C, H, W), Adam's moments
-    second: Tensor
-    turn: Tensor  # (n,), iterations of this run
-    run: Tensor  # (n,), runs finished
-    bound: Tensor  # (n,), what is searched: c, or tau
-    rate: Tensor  # (n,), length of the first steps
-    checked: Tensor  # (n,), the best distance at the last check
-
-    @classmethod
-    def begin(cls, rows: Tensor, images: Tensor, bound: Tensor, rate: Tensor) -> _Runs:
-        """The first runs of `rows` (n,), from their own images (n, C, H, W)."""
-        whole, nothing = torch.zeros_like(rows), torch.zeros_like(images)
-        return cls(rows, images, nothing, nothing, whole, whole, bound, rate, torch.full_like(bound, torch.inf))
-
-    def joined(self, others: _Runs) -> _Runs:
-        """These and those."""
-        return self._each(lambda name: torch.cat([getattr(self, name), getattr(others, name)]))
-
-    def kept(self, which: Tensor) -> _Runs:
-        """Those of them (n,) bool."""
-        return self._each(lambda name: getattr(self, name)[which])
-
-    def _each(self, make: Callable[[str], Tensor]) -> _Runs:
-        return replace(self, **{field.name: make(field.name) for field in fields(self)})
-
-    def fading(self, max_iterations: int) -> Tensor:
-        """(n,): 1 at the beginning of a run, LAST at its end."""
-        turn = self.turn.to(self.bound.dtype)
-        return LAST + (1 - LAST) * (1 + torch.cos(turn * math.pi / max_iterations)) / 2
-
-    def adam(self, gradient: Tensor, rate: Tensor) -> None:
-        """A step of length `rate` (n,) down the gradient (n, C, H, W), inside the box."""
-        decay, slow = MOMENTS
-        turn = _wide(self.turn).to(gradient.dtype)
-        self.first = decay * self.first + (1 - decay) * gradient
-        self.second = slow * self.second + (1 - slow) * gradient * gradient
-        size = (self.second / (1 - slow**turn)).sqrt() + torch.finfo(gradient.dtype).tiny
-        self.image = (self.image - _wide(rate) * self.first / (1 - decay**turn) / size).clamp(0, 1)
-
-    def stalls(self, best: _Best, max_iterations: int) -> Tensor:
-        """(n,) bool: rows that have come no closer since their last check, where one is due."""
-        due = self.turn % max(1, max_iterations // 5) == 0
-        now = best.distance[self.row]
-        stalled = due & now.isfinite() & (now > (1 - STALLED) * self.checked)
-        self.checked = torch.where(due, now, self.checked)
-        return stalled
-
-    def from_the_start(self, aim: _Aim, best: _Best, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
-        """Puts the rows `over` (n,) bool back to their own image or, once all runs from there are made, to a random
-        point as far away as their best; (n,) bool: the rows for which that has been done often enough."""
-        start, anew = aim.images[self.row], over & (self.run >= plan.runs)
-        if anew.any():
-            noise = torch.randn(start.shape, generator=random, device=start.device, dtype=start.dtype)
-            found = (best.images[self.row] - start).flatten(1)
-            radius = torch.linalg.vector_norm(found, dim=1) / torch.linalg.vector_norm(noise.flatten(1), dim=1)
-            start = torch.where(_wide(anew), (start + _wide(radius) * noise).clamp(0, 1), start)
-        self.restart(over, start)
-        return self.run >= plan.runs + plan.restarts
-
-    def restart(self, which: Tensor, start: Tensor) -> None:
-        """Begins a new run of rows (n,) bool from `start` (n, C, H, W)."""
-        self.image = torch.where(_wide(which), start, self.image)
-        self.first, self.second = (moment.masked_fill(_wide(which), 0) for moment in (self.first, self.second))
-        self.turn = self.turn.masked_fill(which, 0)
-        self.checked = self.checked.masked_fill(which, torch.inf)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """(n,) -> (n, 1, 1, 1)."""
-    return values.view(-1, 1, 1, 1)
-
-
-# The norms ----------------------------------------------------------------------------------------------------------
-
-
-class _Norm(Protocol):
-    """What is searched in a run, and how."""
-
-    def begin(self, aim: _Aim, rows: Tensor, best: _Best) -> _Runs:
-        """The first runs of `rows` (n,)."""
-        ...
-
-    def step(self, aim: _Aim, best: _Best, live: _Runs, fading: Tensor) -> None:
-        """One iteration of all runs."""
-        ...
-
-    def again(self, aim: _Aim, best: _Best, live: _Runs, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
-        """Prepares the next run of the rows `over` (n,) bool, whose run is; (n,) bool: those that are done."""
-        ...
-
-
-@dataclass(frozen=True)
-class _L2(_Norm):
+class _L2(Norm):
     learning_rate: float | None
     initial_const: float | None
     change = 0.2  # of c, by which it rises or falls at first
 
-    def begin(self, aim: _Aim, rows: Tensor, best: _Best) -> _Runs:
+    def begin(self, aim: Aim, rows: Tensor, best: Best) -> Runs:
         """A linear model with this lead and gradient is fooled at a distance f / |grad f|, by c = 2 f / |grad f|^2."""
         images = aim.images[rows]
         lead, gradient, _ = aim.lead_and_gradient(images, rows)
@@ -397,7 +160,7 @@ class _L2(_Norm):
         const = _finite(2 * distance / length)
         if self.initial_const is not None:
             const = torch.full_like(const, self.initial_const)
-        return _Runs.begin(rows, images, const, self.rate_for(distance, images))
+        return Runs.begin(rows, images, const, self.rate_for(distance, images))
 
     def rate_for(self, distance: Tensor, images: Tensor) -> Tensor:
         """(n,): by default the change of one value when all share a distance (n,) equally."""
@@ -405,58 +168,58 @@ class _L2(_Norm):
             return torch.full_like(distance, self.learning_rate)
         return distance / math.sqrt(math.prod(images.shape[1:]))
 
-    def step(self, aim: _Aim, best: _Best, live: _Runs, fading: Tensor) -> None:
-        seen = aim.seen(live.image)
-        _, gradient, fits = aim.lead_and_gradient(seen, live.row)
-        best.spent(live.row)
-        change = seen - aim.images[live.row]
-        best.offer(live.row, seen, torch.linalg.vector_norm(change.flatten(1), dim=1), fits)
-        up = 1 + self.change * fading
-        live.bound = live.bound * torch.where(fits, 1 / up, up)
-        # the gradient of |x' - x|^2 + c f, over c, so that Adam's moments do not follow the scale of c
-        live.adam(change * _wide(2 / live.bound) + gradient, live.rate * fading)
+    def step(self, best: Best, live: Runs, look: Look, fading: Tensor) -> None:
+        best.offer(live.row, look.seen, look.distance, look.fits)
+        live.adam(self.descent(live, look, fading), live.rate * fading)
 
-    def again(self, aim: _Aim, best: _Best, live: _Runs, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
+    def descent(self, live: Runs, look: Look, fading: Tensor) -> Tensor:
+        """(n, C, H, W): the gradient of |x' - x|^2 + c f with the next c.
+
+        Over c, so that Adam's moments do not follow the scale of c.
+        """
+        up = 1 + self.change * fading
+        live.bound = live.bound * torch.where(look.fits, 1 / up, up)
+        return look.change * wide(2 / live.bound) + look.gradient
+
+    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
         found = best.distance[live.row]
         live.rate = torch.where(over & found.isfinite(), self.rate_for(found, live.image), live.rate)
         return live.from_the_start(aim, best, over, plan, random)
 
 
 @dataclass(frozen=True)
-class _Linf(_Norm):
+class _Linf(Norm):
     learning_rate: float | None
     change = 0.1  # of tau, by which it falls or rises at first
     pace = 0.3  # of tau: length of the first steps
 
-    def begin(self, aim: _Aim, rows: Tensor, best: _Best) -> _Runs:
+    def begin(self, aim: Aim, rows: Tensor, best: Best) -> Runs:
         """Twice what a linear model with this lead and gradient would need, f / |grad f|_1."""
         images = aim.images[rows]
         lead, gradient, _ = aim.lead_and_gradient(images, rows)
         best.spent(rows)
         tau = _finite(2 * (lead + aim.confidence) / gradient.flatten(1).abs().sum(1)).clamp(max=1)
-        return _Runs.begin(rows, images, tau, torch.full_like(tau, self.learning_rate or 0.0))
+        return Runs.begin(rows, images, tau, torch.full_like(tau, self.learning_rate or 0.0))
 
-    def step(self, aim: _Aim, best: _Best, live: _Runs, fading: Tensor) -> None:
-        seen, images = aim.seen(live.image), aim.images[live.row]
-        _, gradient, fits = aim.lead_and_gradient(seen, live.row)
-        best.spent(live.row)
-        best.offer(live.row, seen, (seen - images).flatten(1).abs().amax(1), fits)
+    def step(self, best: Best, live: Runs, look: Look, fading: Tensor) -> None:
+        best.offer(live.row, look.seen, look.change.flatten(1).abs().amax(1), look.fits)
         found = best.distance[live.row]
         up = 1 + self.change * fading
-        live.bound = torch.where(fits, torch.minimum(live.bound, found) / up, torch.minimum(live.bound * up, found))
-        live.bound = live.bound.clamp(max=1)
+        closer, further = torch.minimum(live.bound, found) / up, torch.minimum(live.bound * up, found)
+        live.bound = torch.where(look.fits, closer, further).clamp(max=1)
         rate = self.pace * live.bound if self.learning_rate is None else live.rate
-        live.adam(gradient / _wide(gradient.flatten(1).abs().amax(1).clamp(min=1e-30)), rate * fading)
-        tau = _wide(live.bound)
-        live.image = images + (live.image - images).clamp(-tau, tau)
+        steepest = look.gradient.flatten(1).abs().amax(1).clamp(min=1e-30)
+        live.adam(look.gradient / wide(steepest), rate * fading)
+        tau = wide(live.bound)
+        live.image = look.clean + (live.image - look.clean).clamp(-tau, tau)
 
-    def again(self, aim: _Aim, best: _Best, live: _Runs, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
+    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
         live.bound = torch.where(over, best.distance[live.row].clamp(max=1), live.bound)
         return live.from_the_start(aim, best, over, plan, random)
 
 
 @dataclass
-class _Fewest(_Runs):
+class _Fewest(Runs):
     """Runs on fewer and fewer pixels."""
 
     allowed: Tensor  # (n, H * W) bool, what this round may change
@@ -469,12 +232,12 @@ class _Fewest(_Runs):
 
 
 @dataclass(frozen=True)
-class _L0(_Norm):
+class _L0(Norm):
     l2: _L2
     patience: int
     share = 0.3
 
-    def begin(self, aim: _Aim, rows: Tensor, best: _Best) -> _Fewest:
+    def begin(self, aim: Aim, rows: Tensor, best: Best) -> _Fewest:
         runs = self.l2.begin(aim, rows, best)
         pixels = torch.ones(len(rows), aim.images[0, 0].numel(), dtype=torch.bool, device=rows.device)
         return _Fewest(
@@ -488,22 +251,15 @@ class _L0(_Norm):
             closest=torch.full_like(runs.bound, torch.inf),
         )
 
-    def step(self, aim: _Aim, best: _Best, live: _Runs, fading: Tensor) -> None:
+    def step(self, best: Best, live: Runs, look: Look, fading: Tensor) -> None:
         assert isinstance(live, _Fewest)
-        seen, images = aim.seen(live.image), aim.images[live.row]
-        _, gradient, fits = aim.lead_and_gradient(seen, live.row)
-        best.spent(live.row)
-        change = seen - images
-        distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
-        closer = fits & (distance < live.closest)
-        live.solution = torch.where(_wide(closer), seen, live.solution)
-        live.closest = torch.where(closer, distance, live.closest)
-        up = 1 + self.l2.change * fading
-        live.bound = live.bound * torch.where(fits, 1 / up, up)
-        free = live.allowed.view(-1, 1, *images.shape[2:])
-        live.adam((change * _wide(2 / live.bound) + gradient) * free, live.rate * fading)
+        closer = look.fits & (look.distance < live.closest)
+        live.solution = torch.where(wide(closer), look.seen, live.solution)
+        live.closest = torch.where(closer, look.distance, live.closest)
+        free = live.allowed.view(-1, 1, *look.seen.shape[2:])
+        live.adam(self.l2.descent(live, look, fading) * free, live.rate * fading)
 
-    def again(self, aim: _Aim, best: _Best, live: _Runs, over: Tensor, plan: _Plan, random: torch.Generator) -> Tensor:
+    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
         assert isinstance(live, _Fewest)
         hit, missed = over & live.closest.isfinite(), over & live.closest.isinf()
         single = live.share * live.changed.sum(1) < 2
@@ -525,7 +281,7 @@ class _L0(_Norm):
         live.closest = live.closest.masked_fill(over, torch.inf)
         return done
 
-    def _rank(self, aim: _Aim, best: _Best, live: _Fewest, places: Tensor) -> None:
+    def _rank(self, aim: Aim, best: Best, live: _Fewest, places: Tensor) -> None:
         """Takes the solutions of the rows at `places` (m,), and ranks the pixels that they change."""
         if not len(places):
             return

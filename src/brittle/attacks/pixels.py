@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from brittle.attacks.flips import flip_logits
 from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_in_batches, logits_of, measured
 from brittle.errors import InputError
-from brittle.progress import Progress, silent
+from brittle.progress import Progress, part, silent
 from brittle.softmax import (
     LN10,
     Arithmetic,
@@ -333,7 +333,7 @@ def _set_pixels(
         trials = min(refresh_every, limit - start)
         begin = (count - len(waiting)) * limit + len(waiting) * start
         mapped, end = begin + int(maps.share * len(waiting) * trials), begin + len(waiting) * trials
-        found = maps(waiting, images[waiting], free[waiting], _part(progress, begin, mapped, count * limit))
+        found = maps(waiting, images[waiting], free[waiting], part(progress, begin, mapped, count * limit))
         forwards[waiting] += found.forwards
         if stop_at_zeros:
             told = (~found.zeros).nonzero().flatten()
@@ -343,7 +343,7 @@ def _set_pixels(
         saliency = saliency.masked_fill(~free[waiting], -torch.inf)
         order = saliency.argsort(dim=1, descending=True, stable=True)[:, :trials]
         sequence = _Sequence.of(images[waiting], order, found.levels.gather(1, order))
-        needed, spent = _first_success(asked, waiting, sequence, _part(progress, mapped, end, count * limit))
+        needed, spent = _first_success(asked, waiting, sequence, part(progress, mapped, end, count * limit))
         images[waiting] = sequence.after(torch.arange(len(waiting), device=rows.device), needed.clamp(max=trials))
         position = torch.arange(trials, device=rows.device)
         pixels[waiting, start : start + trials] = torch.where(position < needed[:, None], order, -1)
@@ -361,11 +361,6 @@ def _set_pixels(
         targets=asked.targets,
         pixels=pixels,
     )
-
-
-def _part(progress: Progress, begin: int, end: int, whole: int) -> Progress:
-    """The progress of a piece of work that goes from `begin` to `end` of a `whole`."""
-    return lambda done, total, note="": progress(begin + (end - begin) * done // max(1, total), whole, note)
 
 
 @dataclass(frozen=True)
