@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from brittle.measures import Mean, Share
+from brittle.measures import Flips, Mean, Share
 from brittle.report.contents import Attack, Found, Measured, Model, Provenance, Report, Saliency
 
 ROWS = 1000
@@ -23,9 +25,9 @@ def found(arithmetic: str, fooled: Sequence[int], wrong: Sequence[int], flips: i
     return Found(
         arithmetic=arithmetic,
         success=Share(int((success & ~trivial).sum()), int((~trivial).sum())),
-        flips=None,
+        flips=Flips(flips, flips, (flips, flips), flips, len(fooled), ROWS - len(fooled) - len(wrong)),
         curve=None,
-        sizes={},
+        sizes={0: pixels.ge(0).sum(1).double().masked_fill(~success, torch.inf)},
         forwards=1,
         backwards=1,
         trivial=trivial,
@@ -75,6 +77,7 @@ def model(
         axes={},
         temperature=1.0 if name == "standard" else 20.0,
         teacher="tempered" if name == "distilled" else None,
+        generation=int(name == "distilled"),
         trained=None,
         measured=measured,
         attacks=tuple(
@@ -83,6 +86,8 @@ def model(
                 label=f"song_{number}",
                 function=f"brittle.attacks.song_{number}",
                 options={},
+                norm=0.0,
+                over_temperature=False,
                 rows=torch.arange(ROWS),
                 found={
                     arithmetic: found(arithmetic, fooled, wrong, (flips or {}).get(number, 1))
@@ -111,3 +116,114 @@ def report(*models: Model, paper: str | None = "song-2017") -> Report:
         lost=(),
         provenance=Provenance({}, 0.0, "", ""),
     )
+
+
+# Chains over temperatures -------------------------------------------------------------------------------------------
+
+
+def sized(
+    label: str,
+    sizes: Sequence[float] | Tensor,
+    *,
+    norm: float = 2.0,
+    function: str = "brittle.attacks.carlini_l2",
+    over_temperature: bool = False,
+    rows: Tensor | None = None,
+    targets: Tensor | None = None,
+    adversarial: Tensor | None = None,
+) -> Attack:
+    """An attack that looks for the smallest change and found these: 0 wrong before, inf withstood."""
+    sizes = torch.as_tensor(sizes, dtype=torch.float64)
+    success, trivial = sizes.isfinite(), sizes == 0
+    count = torch.zeros(len(sizes), dtype=torch.int64)
+    packed = {"success": success, "prediction": success.long(), "forwards": count, "backwards": count}
+    if targets is not None:
+        packed |= {"targets": targets, "prediction": targets}
+    one = Found(
+        arithmetic="result",
+        success=Share(int((success & ~trivial).sum()), int((~trivial).sum())),
+        flips=None,
+        curve=None,
+        sizes=dict.fromkeys((0.0, 2.0, math.inf), sizes),
+        forwards=400.0,
+        backwards=200.0,
+        trivial=trivial,
+        packed=packed | {"adversarial": torch.zeros(len(sizes), 1, 2, 2) if adversarial is None else adversarial},
+        steps=None,
+    )
+    return Attack(
+        name=label,
+        label=label,
+        function=function,
+        options={"max_iterations": 200},
+        norm=norm,
+        over_temperature=over_temperature,
+        rows=torch.arange(len(sizes)) if rows is None else rows,
+        found={"result": one},
+        complete=True,
+    )
+
+
+def network(
+    name: str,
+    temperature: float,
+    attacks: Sequence[Attack] = (),
+    *,
+    teacher: str | None = None,
+    generation: int = 0,
+    seed: int = 0,
+    seeds: int = 1,
+    accuracy: Share | None = None,
+    small: Mapping[str, Share] | None = None,
+    confidence: float = 0.9,
+) -> Model:
+    """A network of a chain, as a study labels it."""
+    label = f"{name} T={temperature:g}"
+    return Model(
+        name=name,
+        label=label,
+        title=f"{label}, seed {seed}" if seeds > 1 else label,
+        seed=seed,
+        axes={"temperature": temperature},
+        temperature=temperature,
+        teacher=teacher,
+        generation=generation,
+        trained=None,
+        measured=Measured(
+            accuracy=accuracy or Share(990, 1000),
+            saturated=Share(0, 1000),
+            confidence=Mean(confidence, (confidence - 0.01, confidence + 0.01), 1000),
+            sensitivity=small or {},
+            amplitudes={},
+            logits=torch.zeros(2, 2),
+            labels=torch.zeros(2).long(),
+            saliency=None,
+        ),
+        attacks=tuple(attacks),
+    )
+
+
+def chain(
+    attacks: Callable[[int, float, int], Sequence[Attack]],
+    *,
+    names: Sequence[str] = ("teacher", "assistant", "student"),
+    temperatures: Sequence[float] = (1.0, 5.0, 20.0, 40.0),
+    seeds: Sequence[int] = (0,),
+    **options: Mapping[tuple[int, float], object],
+) -> list[Model]:
+    """Each generation at each temperature from each seed; `attacks` of (generation, temperature, seed)."""
+    return [
+        network(
+            name,
+            temperature,
+            attacks(generation, temperature, seed),
+            teacher=names[generation - 1] if generation else None,
+            generation=generation,
+            seed=seed,
+            seeds=len(seeds),
+            **{option: values[generation, temperature] for option, values in options.items()},  # type: ignore[arg-type]
+        )
+        for seed in seeds
+        for generation, name in enumerate(names)
+        for temperature in temperatures
+    ]

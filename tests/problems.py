@@ -140,3 +140,61 @@ def condition(model: nn.Module) -> list[object]:
         [(p.requires_grad, p.grad) for p in model.parameters()],
         bits(model),
     ]
+
+
+TABLES = {  # of a small study, as a file would have them
+    "name": "tiny",
+    "title": "A tiny study",
+    "data": "blobs",
+    "rows": 5,
+    "training": {"epochs": 2},
+    "models": {"plain": {}, "tempered": {"temperature": 20.0}, "student": {"teacher": "tempered", "temperature": 20.0}},
+    "attacks": {"song_1": {"function": "brittle.attacks.song_1", "arithmetic": ["float32", "exact"]}},
+}
+
+
+class Reused(nn.Module):
+    """One dense layer, `twice`, used twice; and one activation, `act`, on outputs of different shapes."""
+
+    def __init__(self, size: int = 6, classes: int = 4):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.act = nn.Tanh()
+        self.enter = nn.Linear(3 * (size - 2) ** 2, 5)
+        self.twice = nn.Linear(5, 5)
+        self.leave = nn.Linear(5, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.act(self.enter(self.act(self.conv(images)).flatten(1)))
+        return self.leave(torch.tanh(self.twice(torch.tanh(self.twice(values)))))
+
+
+class Residual(nn.Module):
+    """A residual block with batch normalisation and one ReLU, in place, that is used three times."""
+
+    def __init__(self, maps: int = 4, classes: int = 4):
+        super().__init__()
+        self.stem = nn.Conv2d(1, maps, 3, padding=1)
+        self.conv = nn.Conv2d(maps, maps, 3, padding=1)
+        self.norm = nn.BatchNorm2d(maps)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(maps, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.relu(self.stem(images))
+        values = self.relu(values + self.norm(self.conv(values)))
+        return self.head(self.relu(values - 0.1).mean((2, 3)))
+
+
+class Attending(nn.Module):
+    """Rows of the image attend to one another: `attention` returns a pair, and its `out_proj` is never called."""
+
+    def __init__(self, size: int = 6, classes: int = 4):
+        super().__init__()
+        self.enter = nn.Linear(size, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.leave = nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.enter(images[:, 0])
+        return self.leave((values + self.attention(values, values, values)[0]).mean(1))

@@ -292,3 +292,32 @@ def test_killed_at_five_random_moments_it_ends_with_the_same_numbers(tmp_path):
         running.communicate()
     finish(tmp_path / "killed")
     assert cells_of(tmp_path / "killed") == cells_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_cells_and_find_the_same(tmp_path):
+    settings = ["--set", "training.epochs=10", "--set", "rows=20", "--set", "shard_rows=10", "--threads", "1"]
+    shared, alone = (command(tmp_path / n, *settings, "--workers", w) for n, w in (("shared", "2"), ("alone", "1")))
+    said = [running.communicate(timeout=300)[1] for running in (shared, alone)]
+    assert (shared.returncode, alone.returncode) == (0, 0), said
+    assert cells_of(tmp_path / "shared") == cells_of(tmp_path / "alone")
+    by_this_one = int(said[0].rpartition(" cells computed")[0].split()[-1])
+    assert 0 < by_this_one < len(cells_of(tmp_path / "alone"))
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    running = command(tmp_path, "--set", "training.epochs=500", "--set", "seeds=[0, 1]", "--workers", "2")
+    locks = tmp_path / "locks"
+    deadline = time.monotonic() + 60
+    while len(list(locks.glob("*.lock")) if locks.exists() else []) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(list(locks.glob("*.lock"))) == 2  # both are at work
+    running.kill()
+    running.communicate()
+    held = lambda: Store(tmp_path).clean().locks  # noqa: E731
+    freed = held()
+    while freed < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        freed += held()
+    assert freed == 2

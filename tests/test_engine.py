@@ -1,4 +1,5 @@
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import torch
 from problems import blobs
 
 from brittle import cells, engine, study
+from brittle.attacks import carlini_l2
 from brittle.errors import InputError
+from brittle.plan import expand
+from brittle.report import gather
 from brittle.store import Store, Stored
 
 CPU = torch.device("cpu")
@@ -39,7 +43,7 @@ def plan(tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "engine_test_networks.py").write_text(NETWORKS)
     monkeypatch.syspath_prepend(tmp_path / "code")
-    return study.expand(study.check(TABLES, "tiny"), blobs(), device="cpu", dtype="float32")
+    return expand(study.check(TABLES, "tiny"), blobs(), device="cpu", dtype="float32")
 
 
 class Heard(engine.Quiet):
@@ -89,7 +93,8 @@ def test_fresh_computes_all_and_gives_the_same_bits(plan, tmp_path):
     store = Store(tmp_path / "store")
     run(plan, store)
     before = hashes(store)
-    assert run(plan, store, fresh=True).done == len(plan.cells)
+    engine.forget(plan.cells, store)
+    assert run(plan, store).done == len(plan.cells)
     assert hashes(Store(tmp_path / "store")) == before
 
 
@@ -130,10 +135,42 @@ def test_two_at_once_do_each_cell_once(plan, tmp_path):
     assert sorted(heard[0].computed + heard[1].computed) == sorted(cell.title for cell in plan.cells)
 
 
+def test_a_cell_that_another_process_has_in_work_is_passed_over(tmp_path, plan):
+    """`plan` for its network."""
+    plan = expand(study.check(TABLES | {"seeds": [0, 1]}, "tiny"), blobs(), device="cpu", dtype="float32")
+    store, heard = Store(tmp_path / "store"), Heard()
+    teacher = next(cell for cell in plan.cells if cell.title == "train teacher, seed 0")
+    others = sum("seed 1" in cell.title for cell in plan.cells)
+    thread = threading.Thread(target=run, args=(plan, Store(tmp_path / "store")), kwargs={"watch": heard})
+    with store.lock(teacher.key):
+        thread.start()
+        deadline = time.monotonic() + 60
+        while len(heard.computed) < others + 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert sorted({title.partition("seed ")[2][:1] for title in heard.computed}) == ["", "1"]  # and the rows
+        while not heard.said and time.monotonic() < deadline:
+            time.sleep(0.05)
+    thread.join(60)
+    assert len(heard.computed) == len(plan.cells)
+    assert heard.said == ["train teacher, seed 0: waiting for another process that is doing it"]
+
+
+def test_a_parent_that_goes_meanwhile_is_said(plan, tmp_path):
+    store = Store(tmp_path / "store")
+
+    class Removes(Heard):
+        def end(self, cell, cached):
+            if cell.title == "train student, seed 0":
+                store.discard(cell.key)
+
+    with pytest.raises(InputError, match="has gone or been damaged meanwhile; run again"):
+        run(plan, store, watch=Removes())
+
+
 def test_attacks_in_shards_find_what_they_find_in_one(plan, tmp_path):
     store = Store(tmp_path / "store")
     run(plan, store)
-    whole = study.expand(study.check(TABLES | {"shard_rows": 100}, "tiny"), blobs(), device="cpu", dtype="float32")
+    whole = expand(study.check(TABLES | {"shard_rows": 100}, "tiny"), blobs(), device="cpu", dtype="float32")
     run(whole, store)
 
     def joined(of):
@@ -209,7 +246,7 @@ def test_a_measurement_killed_half_way_goes_on_where_it_was_and_ends_the_same(pl
 
 def test_an_attack_on_fewer_rows_has_fewer_shards_of_its_own_size(tmp_path):
     attack = TABLES["attacks"]["song_1"] | {"rows": 7, "shard_rows": 3}
-    plan = study.expand(
+    plan = expand(
         study.check(TABLES | {"attacks": {"few": attack, "all": TABLES["attacks"]["song_1"]}}, "tiny"),
         blobs(),
         device="cpu",
@@ -243,3 +280,46 @@ def test_the_first_shard_of_a_pixel_attack_keeps_the_logits_after_each_pixel(pla
                 with torch.no_grad():
                     assert torch.allclose(model(image[None])[0], logits[step], atol=1e-5)
             assert logits[count + 1 :].isnan().all()
+
+
+class OverT(torch.nn.Module):
+    def __init__(self, model, temperature):
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, images):
+        return self.model(images) / self.temperature
+
+
+def test_attacks_over_the_temperature_and_at_every_target_are_what_the_functions_give(tmp_path, plan):
+    """`plan` for its network."""
+    one = {"function": "brittle.attacks.carlini_l2", "max_iterations": 5, "rows": "one_a_class"}
+    attacks = {"over": {**one, "over_temperature": True}, "every": {**one, "targets": "every"}}
+    plan = expand(study.check(TABLES | {"attacks": attacks}, "tiny"), blobs(), device="cpu", dtype="float32")
+    store = Store(tmp_path / "store")
+    run(plan, store)
+    rows = next(kept(store, cell.key) for cell in plan.cells if cell.function == "select").tensors("rows")
+    first = [rows["labels"].tolist().index(label) for label in (0, 1, 2)]
+    images, labels = rows["images"][first], rows["labels"][first]
+    for cell in plan.cells:
+        if cell.function != "attack":
+            continue
+        model, packed = cells.load_model(kept(store, cell.parents["model"].key), CPU), kept(store, cell.key)
+        if cell.title.startswith("over"):
+            expected = carlini_l2(OverT(model, 5.0), images, labels, max_iterations=5)
+        else:
+            others = torch.tensor([[1, 2], [0, 2], [0, 1]])
+            twice = images.repeat_interleave(2, 0), labels.repeat_interleave(2)
+            expected = carlini_l2(model, *twice, targets=others[labels].flatten(), max_iterations=5)
+        assert torch.allclose(packed.tensors("result")["adversarial"], expected.adversarial, atol=1e-5)
+        assert packed.scalars["rows"] == 3
+    store.write_study("tiny", plan.record)
+    report = gather(store, "tiny")
+    over, every = report.models[1].attacks
+    assert (over.over_temperature, every.over_temperature) == (True, False)
+    assert over.rows.tolist() == first
+    assert every.rows.tolist() == [row for row in first for _ in range(2)]
+    assert over.complete
+    assert every.complete
+    assert every.found["result"].success.total == 6 - int(every.found["result"].trivial.sum())
+    assert [model.generation for model in report.models] == [0, 1]

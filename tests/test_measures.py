@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from problems import convnet, linear, pictures
@@ -167,3 +168,59 @@ def test_no_rows_and_no_successes_are_not_an_error():
     never = torch.zeros(5, dtype=torch.bool)
     assert math.isnan(measures.paired(never, never).ratio.value)
     assert measures.paired(~never, never).ratio.value == math.inf
+
+
+# Smallest changes ---------------------------------------------------------------------------------------------------
+
+
+def changed(changes: list[list[float]], success: list[bool]) -> AttackResult:
+    """Rows of 1 x 1 x 2 grey images whose two pixels are changed by so much."""
+    images = torch.full((len(changes), 1, 1, 2), 0.5)
+    adversarial = images + torch.tensor(changes).view(-1, 1, 1, 2)
+    none = torch.zeros(len(changes), dtype=torch.int64)
+    return AttackResult(images, none, None, adversarial, torch.tensor(success), none, forwards=none, backwards=none)
+
+
+def test_distances_are_0_of_rows_wrong_before_and_infinite_of_those_that_withstood():
+    found = changed([[0.0, 0.0], [0.3, -0.4], [0.25, 0.0], [0.0, 0.0]], [True, True, True, False])
+    assert measures.distances(found, 0).tolist() == [0, 2, 1, math.inf]
+    assert measures.distances(found, 2).tolist() == pytest.approx([0, 0.5, 0.25, math.inf])
+    assert measures.distances(found, math.inf).tolist() == pytest.approx([0, 0.4, 0.25, math.inf])
+
+
+def test_robustness_is_that_of_the_rows_that_were_right_and_were_fooled():
+    found = measures.robustness(changed([[0, 0], [0.1, 0], [0.2, 0], [0.4, 0], [0, 0]], [True] * 4 + [False]))
+    assert found.mean.value == pytest.approx(0.7 / 3)
+    assert (found.median.value, found.maximum.value) == (pytest.approx(0.2), pytest.approx(0.4))
+    assert found.over_all.value == pytest.approx(0.7 / 4)
+    assert (found.mean.rows, found.over_all.rows, found.trivial, found.failures) == (3, 4, 1, 1)
+
+
+def test_robustness_of_nothing_fooled_is_not_a_number():
+    found = measures.robustness_of(torch.tensor([0.0, math.inf]))
+    assert all(math.isnan(one.value) for one in (found.mean, found.median, found.maximum))
+    assert (found.over_all.value, found.trivial, found.failures) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 30, 31])
+def test_median_and_maximum_have_the_intervals_of_a_bootstrap_drawn_row_by_row(rows: int):
+    values = torch.arange(1.0, rows + 1) ** 2
+    found = measures.robustness_of(values, resamples=20_000)
+    draws = values.numpy()[np.random.default_rng(7).integers(0, rows, (20_000, rows))]
+    for mine, theirs in ((found.median, np.median(draws, 1)), (found.maximum, draws.max(1))):
+        low, high = np.quantile(theirs, [0.025, 0.975])
+        assert mine.interval == pytest.approx((low, high), rel=0.08)
+
+
+def test_a_mean_s_draws_do_not_depend_on_how_many_are_made_at_once():
+    values = torch.rand(700, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    random = np.random.default_rng(0)
+    drawn = [values.numpy()[random.integers(0, 700, 700)].mean() for _ in range(2000)]
+    assert measures.mean(values).interval == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), rel=1e-12)
+
+
+def test_survival_is_the_share_that_needs_a_larger_change():
+    sizes = torch.tensor([0.0, 1.0, 1.0, 3.0, math.inf])
+    assert measures.survival(sizes, torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0])).tolist() == pytest.approx(
+        [0.8, 0.8, 0.4, 0.4, 0.2]
+    )

@@ -472,15 +472,19 @@ def test_an_error_inside_a_lock_stays_what_it_is(store):
 # Several processes --------------------------------------------------------------------------------------------------
 
 
-def test_lock_keeps_another_thread_out_and_says_once_that_it_waits(store):
-    waits, order = [], []
+def test_lock_keeps_another_thread_out_which_waits_or_does_not(store):
+    order, begun = [], threading.Event()
 
     def second():
-        with Store(store.root).lock(KEY, on_wait=lambda: waits.append(1) or begun.set()):
-            order.append("second")
+        other = Store(store.root)
+        with other.lock(KEY, wait=False) as held:
+            order.append(held)
+        begun.set()
+        with other.lock(KEY) as held:
+            order.append("second" if held else "never")
 
-    begun = threading.Event()
-    with store.lock(KEY, on_wait=lambda: waits.append("never")):
+    with store.lock(KEY) as held:
+        assert held
         thread = threading.Thread(target=second)
         thread.start()
         assert begun.wait(10)
@@ -488,8 +492,7 @@ def test_lock_keeps_another_thread_out_and_says_once_that_it_waits(store):
         order.append("first")
         assert held_locks(store) == [f"{KEY}.lock"]
     thread.join(10)
-    assert order == ["first", "second"]
-    assert waits == [1]
+    assert order == [False, "first", "second"]
     assert held_locks(store) == []
 
 
@@ -531,11 +534,12 @@ def test_the_lock_and_scratch_of_a_killed_process_are_free(store, child):
     (store.work(OTHER) / "left").write_text("123")
     assert store.clean() == Cleaned(work=1, bytes=3)  # the dead one's; the running process keeps its own
     assert (store.work(KEY) / "checkpoint").read_text() == "12345"
-    waits = []
     killer = threading.Timer(0.3, kill, [process])
     killer.start()
-    with store.lock(KEY, on_wait=lambda: waits.append(process.poll())):
-        assert waits == [None]  # it lived when we began to wait
+    with store.lock(KEY, wait=False) as held:
+        assert not held  # it lives
+    with store.lock(KEY) as held:
+        assert held
         assert (store.work(KEY) / "checkpoint").read_text() == "12345"  # to go on from
         assert store.clean() == Cleaned()
     killer.join()

@@ -46,10 +46,11 @@ def by_hand(
     momentum: float,
     nesterov: bool,
     weight_decay: float,
+    learning_rate_decay: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """Full-batch gradient descent of a linear classifier, as Sutskever et al. 2013 and PyTorch write momentum."""
     speeds, losses = [np.zeros_like(weights), np.zeros_like(biases)], []
-    for _ in range(steps):
+    for step in range(steps):
         powers = np.exp((images @ weights.T + biases) / temperature)
         shares = powers / powers.sum(1, keepdims=True)
         losses.append(-(targets * np.log(shares)).sum(1).mean())
@@ -57,7 +58,8 @@ def by_hand(
         gradients = [error.T @ images + weight_decay * weights, error.sum(0)]
         speeds = [momentum * speed + gradient for speed, gradient in zip(speeds, gradients, strict=True)]
         pushes = [g + momentum * s for g, s in zip(gradients, speeds, strict=True)] if nesterov else speeds
-        weights, biases = weights - 0.5 * pushes[0], biases - 0.5 * pushes[1]
+        rate = 0.5 / (1 + learning_rate_decay * step)  # as Keras has it
+        weights, biases = weights - rate * pushes[0], biases - rate * pushes[1]
     return weights, biases, losses
 
 
@@ -71,6 +73,7 @@ def by_hand(
         {"temperature": 1.0, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0},
         {"temperature": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.3},
         {"temperature": 5.0, "momentum": 0.5, "nesterov": True, "weight_decay": 0.3},
+        {"temperature": 1.0, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "learning_rate_decay": 0.4},
     ],
 )
 @pytest.mark.parametrize("steps", [1, 3])
@@ -239,10 +242,11 @@ def test_a_training_interrupted_between_epochs_resumes_to_the_same_bits(tmp_path
         if done == 8:
             raise KeyboardInterrupt
 
-    whole, checkpoint = trained(nesterov=True, weight_decay=0.1), tmp_path / "half.safetensors"
+    options = {"nesterov": True, "weight_decay": 0.1, "learning_rate_decay": 0.01}
+    whole, checkpoint = trained(**options), tmp_path / "half.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        trained(nesterov=True, weight_decay=0.1, checkpoint=checkpoint, progress=stop)
-    assert bits(trained(nesterov=True, weight_decay=0.1, checkpoint=checkpoint).model) == bits(whole.model)
+        trained(**options, checkpoint=checkpoint, progress=stop)
+    assert bits(trained(**options, checkpoint=checkpoint).model) == bits(whole.model)
 
 
 KILLED = """
@@ -348,6 +352,7 @@ def test_divergence_says_when_and_what_to_try():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"learning_rate": 0.0}, r"learning_rate must be positive and finite, got 0\.0"),
         ({"learning_rate": math.inf}, "learning_rate must be positive and finite, got inf"),
+        ({"learning_rate_decay": -1.0}, r"learning_rate_decay must be at least 0, got -1\.0"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1\.0"),
         ({"momentum": math.nan}, r"momentum must lie in \[0, 1\), got nan"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum above 0"),

@@ -12,6 +12,8 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
+from brittle.report.claims import Number
+
 
 def brittle(*arguments: str) -> str:
     """What the command prints; its errors and progress go where ours go."""
@@ -68,6 +70,32 @@ def made_with(results: Mapping[str, Any]) -> str:
         f"Python {made['python']}; {made['platform']}, {made['processor']}, {threads}; networks "
         f"trained in {made['training_precision']}."
     )
+
+
+def claims_table(results: Mapping[str, Any]) -> str:
+    """Each claim of the paper, our numbers and the verdict."""
+
+    def shown(number: Mapping[str, Any] | None) -> str:
+        return "" if number is None else str(Number(**{k: float("nan") if v is None else v for k, v in number.items()}))
+
+    rows = [
+        [
+            f"{claim['says']} <br><sub>{claim['where']}</sub>",
+            claim["published"],
+            shown(claim["float32"]),
+            shown(claim["exact"]),
+            f"**{claim['verdict']}**",
+            f"<sub>{claim['why']}</sub>",
+        ]
+        for claim in results["claims"]
+    ]
+    return markdown(["the paper says", "published", "ours, float32", "ours, exact", "", "how it was judged"], rows)
+
+
+def hours(results: Mapping[str, Any]) -> str:
+    """How many cells, and what they took."""
+    seconds = results["provenance"]["seconds"]
+    return f"{results['provenance']['cells']} cells, {seconds / 3600:.1f} hours of one process's computing"
 
 
 def pictures(page: Path, wanted: Mapping[Path, str], width: int = 1100) -> None:

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from making import headings, made_with, markdown, percent, pictures, report, success_table
+from making import claims_table, headings, hours, made_with, markdown, percent, pictures, report, success_table
 
-from brittle.report.claims import Number
 from brittle.report.pictures import scientific
 from brittle.store import Store
 
@@ -28,24 +27,6 @@ FIGURES = {
     "saliency.png": "What the loss is sensitive to",
     "steps.png": "Step by step",
 }
-
-
-def claims_table(results: Mapping[str, Any]) -> str:
-    def shown(number: Mapping[str, Any] | None) -> str:
-        return "" if number is None else str(Number(**{k: float("nan") if v is None else v for k, v in number.items()}))
-
-    rows = [
-        [
-            f"{claim['says']} <br><sub>{claim['where']}</sub>",
-            claim["published"],
-            shown(claim["float32"]),
-            shown(claim["exact"]),
-            f"**{claim['verdict']}**",
-            f"<sub>{claim['why']}</sub>",
-        ]
-        for claim in results["claims"]
-    ]
-    return markdown(["the paper says", "published", "ours, float32", "ours, exact", "", "how it was judged"], rows)
 
 
 def gradients_table(results: Mapping[str, Any]) -> str:
@@ -81,11 +62,6 @@ def samples_table(results: Mapping[str, Any]) -> str:
     attacks = list(dict.fromkeys(p["attack"] for p in results["samples"][0]["pixels"]))
     head = ["digit", "network", "float32: mean", "max", "exact: mean", "max"]
     return markdown([*head, *(f"`{attack}`" for attack in attacks)], rows)
-
-
-def hours(results: Mapping[str, Any]) -> str:
-    seconds = results["provenance"]["seconds"]
-    return f"{results['provenance']['cells']} cells, {seconds / 3600:.1f} hours of one process's computing"
 
 
 def code_section(results: Mapping[str, Any]) -> str:

@@ -27,17 +27,18 @@ from torch import Tensor, nn
 from brittle import measures, naming
 from brittle.attacks.flips import flip_logits
 from brittle.attacks.result import AttackResult, logits_in_batches
+from brittle.attacks.targets import every_target
 from brittle.data import Data
 from brittle.distillation import soft_labels
 from brittle.errors import InputError
-from brittle.networks import build, channels_last
+from brittle.networks import Scaled, build, channels_last
 from brittle.progress import Progress, part
 from brittle.softmax import Arithmetic, loss_gradient, loss_gradient_float32
 from brittle.store import Stored
 from brittle.training import fit
 
 # Raise a function's version when a change to it, or to what it calls, changes what it computes.
-VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 3}
+VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 4}
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
 
@@ -211,7 +212,7 @@ def _measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
     rows = parents["rows"].tensors("rows")
     images, labels = rows["images"].to(context.device), rows["labels"].to(context.device)
     amplitudes = _amplitudes(model, images, cell.params["temperature"], context)
-    shown = _one_a_class(labels)
+    shown = first_of_each_class(labels)
     exact = loss_gradient(model, images[shown], labels[shown])
     scalars = {
         "accuracy": asdict(measures.accuracy(logits, test.labels)),
@@ -264,8 +265,8 @@ def _kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:
     return values
 
 
-def _one_a_class(labels: Tensor) -> Tensor:
-    """The first row of each class that is there, in the order of the classes."""
+def first_of_each_class(labels: Tensor) -> Tensor:
+    """(classes,) int64: the first row of each class that is there, in the order of the classes."""
     return torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
 
 
@@ -278,7 +279,7 @@ def _number(value: float) -> float | None:
 
 
 def _attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
-    """One attack on a shard of the rows, in every arithmetic that is asked for.
+    """One attack on some of the rows, in every arithmetic that is asked for.
 
     An attack that takes `flips` gets the logits of all one-pixel changes, computed once for all arithmetics; one that
     takes `progress` is listened to. The first shard of a pixel attack also keeps the logits after each pixel, of one
@@ -287,8 +288,10 @@ def _attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
     params = cell.params
     attack = naming.attack(params["function"])
     model = load_model(parents["model"], context.device)
+    if "temperature" in params:
+        model = nn.Sequential(model, Scaled(1 / params["temperature"])).eval()
     rows = parents["rows"].tensors("rows")
-    shard = slice(params["start"], params["stop"])
+    shard = attacked_rows(params)
     images, labels = rows["images"][shard].to(context.device), rows["labels"][shard].to(context.device)
     options = dict(params["options"])
     if naming.takes(attack, "progress"):
@@ -296,14 +299,21 @@ def _attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
     if naming.takes(attack, "flips"):
         clean = logits_in_batches(model, images)
         options["flips"] = flip_logits(model, images, clean, progress=context.progress)
+    if params.get("targets") == "every":
+        attack = functools.partial(every_target, attack)
     tensors = {}
     for arithmetic in params["arithmetic"] or [None]:
         chosen = {} if arithmetic is None else {"arithmetic": arithmetic}
         found = attack(model, images, labels, **options, **chosen)
         tensors[arithmetic or "result"] = pack(found)
-        if found.pixels is not None and params["start"] == 0:
-            tensors[f"{arithmetic or 'result'}.steps"] = _steps(model, found, _one_a_class(labels))
+        if found.pixels is not None and found.targets is None and params.get("start") == 0:
+            tensors[f"{arithmetic or 'result'}.steps"] = _steps(model, found, first_of_each_class(labels))
     return Outcome({"rows": len(images)}, tensors)
+
+
+def attacked_rows(params: Mapping[str, Any]) -> Tensor:
+    """(n,) int64: which of the selected rows an attack cell with these parameters is for."""
+    return torch.tensor(params["indices"] if "indices" in params else range(params["start"], params["stop"]))
 
 
 def _steps(model: nn.Module, found: AttackResult, rows: Tensor) -> dict[str, Tensor]:

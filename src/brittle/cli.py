@@ -47,6 +47,7 @@ DataRoot = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
 Dtype = Annotated[str, typer.Option(help="Of training: auto, float32 or bfloat16. Attacks always run in float32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that share the cells; each has its part of the threads.")]
 Seed = Annotated[int | None, typer.Option(help="Run with this seed instead of the study's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only, no progress.")]
@@ -57,6 +58,9 @@ Output = Annotated[
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set training.epochs=3")
+]
+Size = Annotated[
+    str | None, typer.Option(help="Which of the study file's sizes to run. [default: the first, if it has any]")
 ]
 
 
@@ -144,9 +148,11 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     learning_rate: Annotated[float, typer.Option()] = 0.1,
+    learning_rate_decay: Annotated[float, typer.Option(help="Step s has rate / (1 + decay * s).")] = 0.0,
     momentum: Annotated[float, typer.Option()] = 0.5,
     nesterov: Annotated[bool, typer.Option("--nesterov")] = False,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty on weights.")] = 0.0,
+    decay_on: Annotated[str, typer.Option(help="What has that penalty: weights, or those of the output.")] = "weights",
     name: Annotated[str, typer.Option(help="Under which the result is kept, for `brittle report`.")] = "train",
     store: StoreDir = None,
     data_root: DataRoot = None,
@@ -170,9 +176,11 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
+        "learning_rate_decay": learning_rate_decay,
         "momentum": momentum,
         "nesterov": nesterov,
         "weight_decay": weight_decay,
+        "decay_on": decay_on,
     }
     models: dict[str, Any] = {"model": model}
     given = {}
@@ -280,17 +288,18 @@ def study_list(store: StoreDir = None, as_json: AsJson = False) -> None:
 
 @study_app.command("show")
 @_guarded
-def study_show(name: str, settings: Settings = None) -> None:
+def study_show(name: str, settings: Settings = None, size: Size = None) -> None:
     """Prints a study as it would be run, settings applied, as JSON."""
     from brittle.study import read
 
-    out.print_json(read(name, settings or []).model_dump_json())
+    out.print_json(read(name, settings or [], size).model_dump_json())
 
 
 @study_app.command("run")
 @_guarded
 def study_run(
     name: Annotated[str, typer.Argument(help="A built-in study, or a .toml file.")],
+    size: Size = None,
     settings: Settings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     store: StoreDir = None,
@@ -298,6 +307,7 @@ def study_run(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
+    workers: Workers = 1,
     seed: Seed = None,
     fresh: Fresh = False,
     output: Output = None,
@@ -308,8 +318,8 @@ def study_run(
     """Runs a study, or what is left of it, and writes its page."""
     from brittle.study import read
 
-    how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output)
-    study = read(name, _seeded(settings, seed))
+    how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output, workers)
+    study = read(name, _seeded(settings, seed), size)
     if dry_run:
         show_cells(study, how, every=True)
     else:
@@ -320,6 +330,7 @@ def study_run(
 @_guarded
 def study_status(
     name: Annotated[str, typer.Argument(help="A built-in study, or a .toml file.")],
+    size: Size = None,
     settings: Settings = None,
     store: StoreDir = None,
     data_root: DataRoot = None,
@@ -333,7 +344,7 @@ def study_status(
     from brittle.study import read
 
     how = Request(store, data_root, device, dtype, as_json=as_json, verbose=verbose)
-    show_cells(read(name, _seeded(settings, seed)), how, every=verbose)
+    show_cells(read(name, _seeded(settings, seed), size), how, every=verbose)
 
 
 @app.command()

@@ -1,16 +1,20 @@
-"""Runs cells in this process: what is in the store is not done again, what is killed goes on where it was."""
+"""Runs cells in this process: what is in the store is not done again, what is killed goes on where it was.
+
+Other processes may run the same cells at the same time: what one of them has in work is passed over, until it is done
+or free again.
+"""
 
 from __future__ import annotations
 
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -19,6 +23,8 @@ from brittle.cells import Cell, Context
 from brittle.data import Data
 from brittle.errors import InputError
 from brittle.store import Store, Stored
+
+_POLL = 0.2  # seconds between looks at what other processes have in work
 
 
 class Watch(Protocol):
@@ -50,13 +56,19 @@ class Ran:
     seconds: float
 
 
+def forget(plan: Sequence[Cell], store: Store) -> None:
+    """Throws the plan's cells away, and what is left of unfinished ones."""
+    for cell in plan:
+        store.discard(cell.key)
+        store.clear_work(cell.key)
+
+
 def run(
     plan: Sequence[Cell],
     store: Store,
     *,
     load: Callable[[str], Data],
     device: torch.device,
-    fresh: bool = False,
     watch: Watch | None = None,
 ) -> Ran:
     """Brings every cell of `plan` into the store.
@@ -66,7 +78,6 @@ def run(
         store: where finished cells lie; cells that are there and whole are not done again.
         load: data set by name or path.
         device: to compute on; its kind must be that in the cells' environments.
-        fresh: throw the plan's cells away first.
         watch: told of progress.
 
     Raises:
@@ -75,10 +86,6 @@ def run(
     """
     watch = watch or Quiet()
     started = time.monotonic()
-    if fresh:
-        for cell in plan:
-            store.discard(cell.key)
-            store.clear_work(cell.key)
 
     @lru_cache(maxsize=2)
     def data(place: str, digest: str) -> Data:
@@ -87,59 +94,86 @@ def run(
             raise InputError(f"data set {place} has changed since the study was planned; run it again")
         return found
 
-    done = 0
-    for number, cell in enumerate(plan, 1):
-        if store.get(cell.key) is None:
-            done += _do(cell, number, len(plan), store, data, device, watch)
-        else:
-            watch.end(cell, cached=True)
+    waiting, done, told = list(enumerate(plan, 1)), 0, False
+    while waiting:
+        turns = [(place, _turn(*place, len(plan), store, data, device, watch)) for place in waiting]
+        done += sum(turn == "done" for _, turn in turns)
+        waiting = [place for place, turn in turns if turn == "later"]
+        if len(waiting) == len(turns):  # all that is left is in work elsewhere, or needs what is
+            _check_parents([cell for _, cell in waiting], store)
+            if not told:
+                watch.say(f"{waiting[0][1].title}: waiting for another process that is doing it")
+            told = True
+            time.sleep(_POLL)
     return Ran(done, len(plan) - done, time.monotonic() - started)
 
 
-def _do(
-    cell: Cell,
+def _check_parents(waiting: Sequence[Cell], store: Store) -> None:
+    """Raises InputError if a cell waits for one that was in the store, and that nobody will do again."""
+    keys = {cell.key for cell in waiting}
+    for cell in waiting:
+        for parent in cell.parents.values():
+            if parent.key not in keys and store.get(parent.key) is None:
+                raise InputError(
+                    f"{cell.title}: its stored cell {parent.key[:8]} has gone or been damaged meanwhile; run again"
+                )
+
+
+def _turn(
     number: int,
+    cell: Cell,
     total: int,
     store: Store,
     data: Callable[[str, str], Data],
     device: torch.device,
     watch: Watch,
-) -> bool:
-    """Computes one cell; False if another process had it finished by the time it could be locked."""
-    damage = store.damage(cell.key)
-    if damage:
-        watch.say(f"{cell.title}: stored cell {cell.key[:8]} is damaged ({damage}); doing it again")
-    with store.lock(cell.key, lambda: watch.say(f"{cell.title}: waiting for another process that is doing it")):
+) -> Literal["done", "cached", "later"]:
+    """Brings a cell into the store, unless another process has it in work, or a cell that it needs."""
+    if store.get(cell.key) is not None:
+        watch.end(cell, cached=True)
+        return "cached"
+    parents = {role: store.get(parent.key) for role, parent in cell.parents.items()}
+    whole = {role: parent for role, parent in parents.items() if parent is not None}
+    if len(whole) < len(parents):
+        return "later"
+    with store.lock(cell.key, wait=False) as held:
+        if not held:
+            return "later"
         if store.get(cell.key) is not None:
             watch.end(cell, cached=True)
-            return False
+            return "cached"
+        if damage := store.damage(cell.key):
+            watch.say(f"{cell.title}: stored cell {cell.key[:8]} is damaged ({damage}); doing it again")
         watch.begin(cell, number, total)
-        started, clock = datetime.now(UTC), time.monotonic()
-        parents = {role: _parent(store, parent) for role, parent in cell.parents.items()}
-        context = Context(device, lambda: store.work(cell.key), data, watch.step)
-        outcome = cells.run(cell, parents, context)
-        record = {
-            "title": cell.title,
-            "function": cell.function,
-            "version": cells.VERSIONS[cell.function],
-            "params": dict(cell.params),
-            "parents": {role: parent.key for role, parent in cell.parents.items()},
-            "data": cell.digest,
-            "environment": dict(cell.environment),
-            "scalars": dict(outcome.scalars),
-            "provenance": provenance(device)
-            | {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
-        }
-        store.put(cell.key, record, outcome.tensors)
+        _compute(cell, whole, store, data, device, watch)
         watch.end(cell, cached=False)
-        return True
+        return "done"
 
 
-def _parent(store: Store, cell: Cell) -> Stored:
-    stored = store.get(cell.key)
-    if stored is None:
-        raise InputError(f"{cell.title}: its stored cell {cell.key[:8]} has gone or been damaged meanwhile; run again")
-    return stored
+def _compute(
+    cell: Cell,
+    parents: Mapping[str, Stored],
+    store: Store,
+    data: Callable[[str, str], Data],
+    device: torch.device,
+    watch: Watch,
+) -> None:
+    """Computes a cell whose lock is held, and stores it."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    outcome = cells.run(cell, parents, Context(device, lambda: store.work(cell.key), data, watch.step))
+    record = {
+        "title": cell.title,
+        "function": cell.function,
+        "version": cells.VERSIONS[cell.function],
+        "params": dict(cell.params),
+        "parents": {role: parent.key for role, parent in cell.parents.items()},
+        "data": cell.digest,
+        "environment": dict(cell.environment),
+        "scalars": dict(outcome.scalars),
+        "provenance": provenance(device)
+        | {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
+    }
+    store.put(cell.key, record, outcome.tensors)
 
 
 def recall(store: Store, key: str) -> Cell:

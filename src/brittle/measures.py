@@ -1,8 +1,9 @@
-"""Accuracy, saturation, sensitivity, confidence and success: each a number with its interval or its spread."""
+"""Accuracy, saturation, sensitivity, confidence, success, robustness: each a number with its interval or its spread."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +70,29 @@ class Flips:
 
 
 @dataclass(frozen=True)
+class Robustness:
+    """How large the smallest changes found are: over the rows that were right before and were fooled.
+
+    Rows that were wrong before have 0 by definition, and rows that withstood have no number: both are counted apart.
+    As an attack finds no change smaller than the smallest, these are upper bounds of the model's robustness.
+
+    Attributes:
+        mean, median, maximum: of the change, each with its 95 % percentile bootstrap interval (a maximum's has no
+            more than the maximum as its upper end); NaN if no row was fooled.
+        over_all: the mean with a 0 for each row that was wrong before, as Mandal and Guo average over the test set.
+        trivial: rows that were wrong before.
+        failures: rows that withstood; a mean without them is too small.
+    """
+
+    mean: Mean
+    median: Mean
+    maximum: Mean
+    over_all: Mean
+    trivial: int
+    failures: int
+
+
+@dataclass(frozen=True)
 class Paired:
     """Two yes-or-no outcomes of the same rows, such as whether each of two models was fooled; NaN if no rows.
 
@@ -99,9 +123,52 @@ def mean(values: Tensor, *, resamples: int = 2000, seed: int = 0) -> Mean:
     if not len(numbers):
         return Mean(math.nan, (math.nan, math.nan), 0)
     random = np.random.default_rng(seed)
-    draws = [numbers[random.integers(0, len(numbers), len(numbers))].mean() for _ in range(resamples)]
+    at_once = max(1, 250_000 // len(numbers))  # draws: 2 MB of numbers stay in the cache
+    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    draws = [numbers[random.integers(0, len(numbers), (size, len(numbers)))].mean(1) for size in sizes]
+    return Mean(float(numbers.mean()), _between(np.concatenate(draws)), len(numbers))
+
+
+def _between(draws: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Mean(float(numbers.mean()), (float(low), float(high)), len(numbers))
+    return float(low), float(high)
+
+
+def _median_and_maximum(values: Tensor, resamples: int, seed: int) -> tuple[Mean, Mean]:
+    """Both of (N,) values. The k-th of N draws with replacement is the value at N times a Beta(k, N + 1 - k)."""
+    ordered = np.sort(values.double().cpu().numpy())
+    rows = len(ordered)
+    if not rows:
+        nothing = Mean(math.nan, (math.nan, math.nan), 0)
+        return nothing, nothing
+    random = np.random.default_rng(seed)
+    k = (rows + 1) // 2
+    lower = random.beta(k, rows + 1 - k, resamples)
+    upper = lower if rows % 2 else lower + (1 - lower) * random.beta(1, rows - k, resamples)  # the (k + 1)-th
+    last = random.beta(rows, 1, resamples)
+    drawn = [ordered[np.minimum(rows * at, rows - 1).astype(int)] for at in (lower, upper, last)]
+    return (
+        Mean(float(np.median(ordered)), _between((drawn[0] + drawn[1]) / 2), rows),
+        Mean(float(ordered[-1]), _between(drawn[2]), rows),
+    )
+
+
+def mean_of_seeds(values: Sequence[float]) -> Mean:
+    """The mean of one number a seed, with Student's 95 % interval: what another seed's networks may have.
+
+    With one seed the interval is NaN, for nothing is known of others.
+    """
+    count = len(values)
+    if not count:
+        return Mean(math.nan, (math.nan, math.nan), 0)
+    middle = math.fsum(values) / count
+    if count == 1:
+        return Mean(middle, (math.nan, math.nan), 1)
+    from scipy.stats import t
+
+    error = math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (count - 1) / count)
+    reach = float(t.ppf(0.975, count - 1)) * error
+    return Mean(middle, (middle - reach, middle + reach), count)
 
 
 def paired(one: Tensor, other: Tensor, *, resamples: int = 10_000, seed: int = 0) -> Paired:
@@ -224,6 +291,37 @@ def flips_needed(found: AttackResult) -> Flips:
         return Flips(math.nan, math.nan, (math.nan, math.nan), math.nan, 0, failures)
     low, median, high = torch.quantile(flips, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     return Flips(flips.mean().item(), median, (low, high), flips.max().item(), len(flips), failures)
+
+
+def distances(found: AttackResult, p: float) -> Tensor:
+    """(N,) float64 size of each row's change, p in 0, 1, 2, inf: 0 where the row was wrong before, inf where it
+    withstood."""
+    return found.norm(p).double().masked_fill(~found.success, torch.inf)
+
+
+def robustness(found: AttackResult, p: float = 2) -> Robustness:
+    """The smallest changes that fool a model, in the norm p: Mandal and Guo, equations (12) and (13)."""
+    return robustness_of(distances(found, p))
+
+
+def robustness_of(sizes: Tensor, *, resamples: int = 2000, seed: int = 0) -> Robustness:
+    """The same of the `distances` (N,) themselves."""
+    fooled = sizes[(sizes > 0) & sizes.isfinite()]
+    median, maximum = _median_and_maximum(fooled, resamples, seed)
+    return Robustness(
+        mean=mean(fooled, resamples=resamples, seed=seed),
+        median=median,
+        maximum=maximum,
+        over_all=mean(sizes[sizes.isfinite()], resamples=resamples, seed=seed),
+        trivial=int((sizes == 0).sum()),
+        failures=int(sizes.isinf().sum()),
+    )
+
+
+def survival(sizes: Tensor, at: Tensor) -> Tensor:
+    """(S,) share of rows, of `distances` (N,), that are still right when changes of size `at` (S,) are allowed."""
+    ordered = sizes.double().sort().values
+    return 1 - torch.searchsorted(ordered, at.double(), right=True).double() / max(1, len(ordered))
 
 
 def success_curve(found: AttackResult, trials: int) -> Tensor:

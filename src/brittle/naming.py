@@ -24,8 +24,10 @@ def network_names() -> list[str]:
 
 
 def attack_names() -> list[str]:
-    """brittle's own attacks: the functions that `brittle.attacks` exports."""
-    return [name for name in attacks.__all__ if inspect.isfunction(getattr(attacks, name))]
+    """brittle's own attacks: the functions of a model that `brittle.attacks` exports."""
+    exported = {name: getattr(attacks, name) for name in attacks.__all__}
+    functions = {name: value for name, value in exported.items() if inspect.isfunction(value)}
+    return [name for name, value in functions.items() if next(iter(inspect.signature(value).parameters)) == "model"]
 
 
 def network(path: str) -> Callable[..., Any]:

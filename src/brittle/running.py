@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +15,16 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from brittle.console import Bars, err, out
+from brittle.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
     from brittle.cells import Cell
     from brittle.data import Data
+    from brittle.plan import Plan
     from brittle.store import Store
-    from brittle.study import Plan, Study
+    from brittle.study import Study
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Request:
     verbose: bool = False
     fresh: bool = False
     output: Path | None = None
+    workers: int = 1
 
     def open_store(self) -> Store:
         """The store that was asked for."""
@@ -49,8 +55,8 @@ class Request:
 
         from brittle.training import resolve_device
 
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        if self.threads is not None or self.workers > 1:
+            torch.set_num_threads(self.threads or max(1, (os.cpu_count() or 1) // self.workers))
         return resolve_device(self.device)
 
     def load(self, study: Study, bars: Bars) -> Callable[[str], Data]:
@@ -65,7 +71,7 @@ class Request:
 
     def plan(self, study: Study, device: torch.device, loaded: Data, given: Mapping[str, Cell] | None) -> Plan:
         """The study's cells on this machine."""
-        from brittle.study import expand
+        from brittle.plan import expand
         from brittle.training import resolve_dtype
 
         dtype = str(resolve_dtype(self.dtype, device)).removeprefix("torch.")
@@ -89,11 +95,48 @@ def run_study(study: Study, how: Request, given: Given | None = None) -> None:
         loaded = load(study.data)
         plan = how.plan(study, device, loaded, given(loaded) if given else None)
         store.write_study(study.name, plan.record)
-        ran = engine.run(plan.cells, store, load=load, device=device, fresh=how.fresh, watch=bars)
+        if how.fresh:
+            engine.forget(plan.cells, store)
+        with _hands(how, study, plan.cells):
+            ran = engine.run(plan.cells, store, load=load, device=device, watch=bars)
     if not how.quiet and not how.as_json:
         was = f"{ran.done} cells computed, {ran.cached} from the store, {ran.seconds:.1f} s"
         err.print(f"[dim]{was}[/]", highlight=False)
     report_study(store, study.name, how)
+
+
+@contextmanager
+def _hands(how: Request, study: Study, cells: Sequence[Cell]) -> Iterator[None]:
+    """All workers but this process, at the same cells while it is; stopped when it fails or is stopped.
+
+    A cell that fails in one of them is free again, and fails here when its turn comes: here it is said.
+    """
+    started = multiprocessing.get_context("spawn")
+    hands = [started.Process(target=_lend, args=(how, study, cells), daemon=True) for _ in range(how.workers - 1)]
+    for hand in hands:
+        hand.start()
+    try:
+        yield
+        for hand in hands:
+            hand.join()
+    finally:
+        for hand in hands:
+            hand.terminate()
+
+
+def _lend(how: Request, study: Study, cells: Sequence[Cell]) -> None:
+    """What a worker process does; it says nothing, and ends with the process that began it."""
+    from brittle import engine
+
+    class Orphaned(engine.Quiet):
+        def step(self, done: int, total: int, note: str = "") -> None:
+            parent = multiprocessing.parent_process()
+            if parent is not None and not parent.is_alive():
+                raise KeyboardInterrupt
+
+    with suppress(InputError, KeyboardInterrupt), Bars(quiet=True) as bars:
+        load = how.load(study, bars)
+        engine.run(cells, how.open_store(), load=load, device=how.torch_device(), watch=Orphaned())
 
 
 def report_study(store: Store, name: str, how: Request) -> None:

@@ -21,7 +21,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,14 +195,17 @@ class Store:
     # Locks and scratch
 
     @contextmanager
-    def lock(self, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    def lock(self, key: str, *, wait: bool = True) -> Iterator[bool]:
         """Holds a cell for this thread alone, across processes; look with `get` again once inside.
 
-        The system frees the lock of a process that dies, however it dies. Waits without a limit.
+        The system frees the lock of a process that dies, however it dies.
 
         Args:
             key: 32 hexadecimal characters.
-            on_wait: called once, if somebody else holds the lock.
+            wait: while somebody else holds the lock, without a limit; else it is given up at once.
+
+        Yields:
+            Whether the lock is held.
 
         Raises:
             RuntimeError: if this thread holds the key already: it would wait for itself.
@@ -212,14 +215,15 @@ class Store:
         if self._holders.get(key) == me:
             raise RuntimeError(f"this thread already holds the lock of cell {key}")
         lock = self._acquire(key)
-        if lock is None and on_wait is not None:
-            on_wait()
-        while lock is None:
+        while lock is None and wait:
             time.sleep(_POLL)
             lock = self._acquire(key)
+        if lock is None:
+            yield False
+            return
         self._holders[key] = me
         try:
-            yield
+            yield True
         finally:
             del self._holders[key]
             self._release(key, lock)

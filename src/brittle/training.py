@@ -86,6 +86,7 @@ def fit(
     labels: Tensor | None = None,
     batch_size: int = 128,
     learning_rate: float = 0.1,
+    learning_rate_decay: float = 0.0,
     momentum: float = 0.5,
     nesterov: bool = False,
     weight_decay: float = 0.0,
@@ -105,7 +106,9 @@ def fit(
         temperature: T > 0 of the softmax while training (Papernot et al. 2016).
         labels: (N, K) probabilities, soft labels for data.train in its order; its own hard labels when not given.
         batch_size: images a step; the last step of an epoch takes what is left.
-        learning_rate: > 0.
+        learning_rate: > 0, of the first step.
+        learning_rate_decay: >= 0; step s, counted from 0, has learning_rate / (1 + learning_rate_decay * s), as Keras'
+            SGD had its `decay`.
         momentum: in [0, 1); nesterov: with Nesterov's correction.
         weight_decay: L2 penalty, gradient weight_decay * w, >= 0. Lasagne's l2 has no half: its 0.01 is 0.02 here.
         decay_on: what is penalised, never a bias: 'weights' all weights; 'output' those of the last layer alone, which
@@ -129,6 +132,7 @@ def fit(
     settings |= {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     for name, value in settings.items():
         check_setting(name, value)
+    check_setting("learning_rate_decay", learning_rate_decay)
     check_decay_on(decay_on)
     if nesterov and momentum == 0:
         raise InputError(f"nesterov needs a momentum above 0, got {momentum}")
@@ -146,6 +150,8 @@ def fit(
     told = {**settings, "nesterov": nesterov, "seed": seed, "autocast": autocast}
     if decay_on != "weights":  # unsaid, so that trainings begun before there was a choice go on
         told["decay_on"] = decay_on
+    if learning_rate_decay:
+        told["learning_rate_decay"] = learning_rate_decay
     request = "" if checkpoint is None else _request(told, network, data, targets)
     with seeded(seed):  # dropout and, from the CPU's generator, the order of the images
         if checkpoint is not None and checkpoint.exists():
@@ -158,6 +164,8 @@ def fit(
                 with torch.autocast(chosen.type, torch.bfloat16, enabled=autocast):
                     logits = network(train.images[rows])
                 loss = F.cross_entropy(logits.float() / temperature, targets[rows])
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate / (1 + learning_rate_decay * (epoch * steps + step))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -196,6 +204,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda value: math.isfinite(value) and value > 0, "be positive and finite"),
     "momentum": (lambda value: 0 <= value < 1, "lie in [0, 1)"),
     "weight_decay": (lambda value: math.isfinite(value) and value >= 0, "be at least 0"),
+    "learning_rate_decay": (lambda value: math.isfinite(value) and value >= 0, "be at least 0"),
 }
 
 

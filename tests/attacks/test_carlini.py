@@ -204,6 +204,23 @@ def test_restarts_find_nothing_farther_and_the_same_seed_finds_the_same(attack: 
     assert torch.equal(more.adversarial, same.adversarial)
 
 
+def test_restarts_with_fewer_pixels_find_no_more_and_the_same_seed_finds_the_same():
+    model, images = convnet(channels=3, size=8, gain=3), pictures(12, (3, 8, 8))
+    labels = predicted(model, images)
+    targets = (labels + 1) % 4
+    once = carlini_l0(model, images, labels, targets=targets)
+    more, same = (carlini_l0(model, images, labels, targets=targets, restarts=3, seed=3) for _ in range(2))
+    assert once.success.any()
+    assert torch.equal(more.success, once.success)
+    assert (more.norm(0) <= once.norm(0)).all()
+    assert more.norm(0).sum() < once.norm(0).sum()
+    assert torch.equal(more.adversarial, same.adversarial)
+    assert (more.forwards > once.forwards)[once.success].all()
+    unmoved = torch.zeros(12, dtype=torch.int64)
+    none, again = (carlini_l0(Constant(), images, unmoved, max_iterations=5, restarts=count) for count in (0, 3))
+    assert torch.equal(again.forwards, none.forwards)  # no point is as far away as none
+
+
 def test_an_early_end_costs_less():
     model, images = convnet(gain=3), pictures(8)
     labels = predicted(model, images)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
+from made import chain, report, sized
 from PIL import Image
 
 from brittle.report import Report, gather, write
@@ -97,6 +99,31 @@ def test_it_prints_black_on_white_and_whole(browser: Browser, page_file: Path):
     cut = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1).length"
     assert page.evaluate(cut) == 0
     assert len(page.pdf()) > 10_000
+
+
+@pytest.mark.parametrize("width", [360, 1100])
+def test_a_page_of_chains_is_as_wide_as_the_screen_and_its_matrix_as_the_page(
+    browser: Browser, tmp_path: Path, width: int
+):
+    rows, targets = (
+        torch.arange(10).repeat_interleave(9),
+        torch.tensor([t for r in range(10) for t in range(10) if t != r]),
+    )
+    aimed = sized("aimed", [1.0] * 90, rows=rows, targets=targets, adversarial=torch.rand(90, 1, 8, 8))
+    models = chain(lambda *at: [sized("l2", [1.0] * 10, adversarial=torch.rand(10, 1, 8, 8)), aimed], seeds=(0, 1))
+    of = replace(report(*models, paper=None), labels=torch.arange(10), images=torch.rand(10, 1, 8, 8), classes=())
+    page = opened(browser, write(of, tmp_path / "report"), width)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width + 1
+    matrix = page.locator("svg[aria-label^='Images of each class']")
+    assert matrix.locator("image").count() == 100
+    box = matrix.bounding_box()
+    assert box is not None
+    assert 740 < box["width"] <= 1000
+    folded = page.locator("details", has_text="The smallest changes that each attack finds")
+    assert folded.get_by_role("table").is_hidden()
+    folded.locator("summary").click()
+    assert folded.get_by_role("table").is_visible()
 
 
 # Step by step -------------------------------------------------------------------------------------------------------
@@ -271,14 +298,17 @@ def test_every_control_has_a_name(page: Page):
 
 
 def test_it_plays_and_pauses(page: Page):
+    page.clock.install(time=0)
+    page.clock.pause_at(1000)  # time goes on only when it is told to: a busy machine makes no difference
     part(page, "play").click()
     assert part(page, "play").inner_text() == "pause"
-    playwright.expect(part(page, "words")).to_contain_text("After 2 of 2 pixels")
+    page.clock.run_for(10_000)
+    assert words(page).startswith("After 2 of 2 pixels")
     assert part(page, "play").inner_text() == "play"
 
     part(page, "play").click()  # from the start
     part(page, "play").click()
-    page.wait_for_timeout(500)
+    page.clock.run_for(10_000)
     assert words(page).startswith("Before the first of 2 pixels")
 
 

@@ -201,7 +201,7 @@ def test_success_and_gradients_are_drawn_against_three_temperatures_or_more(
     assert "trained at T" in figures.against_temperature(swept(report))
 
     drawn: list[Any] = []
-    monkeypatch.setattr(figures, "_svg", lambda figure, *_: drawn.append(figure) or "")
+    monkeypatch.setattr(figures, "svg_of", lambda figure, *_: drawn.append(figure) or "")
     figures.against_temperature(swept(report))
     first, second, gradients = (axes for axes in drawn[0].axes if axes.get_visible())
     lines = {(line.get_color(), line.get_linestyle()): line.get_ydata().tolist() for line in first.lines}

@@ -42,7 +42,7 @@ def test_shards_of_different_widths_are_joined_in_order(build: Build):
     assert (found.flips.mean, found.flips.median, found.flips.quartiles, found.flips.maximum) == (6, 6, (3.5, 8.5), 11)
     assert (found.flips.successes, found.flips.failures) == (11, 0)
     assert found.curve.tolist() == pytest.approx([min(k, 11) / 11 for k in range(21)])  # up to max_pixels
-    assert found.sizes["l0"] == 6
+    assert found.sizes[0].tolist() == list(range(12))
     assert (found.forwards, found.backwards) == (7, 1)
     assert found.trivial.tolist() == [True] + [False] * 11
 

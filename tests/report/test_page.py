@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
+from made import chain, network, report, sized
 
-from brittle.report import claims, gather
+from brittle import measures
+from brittle.report import Report, claims, gather, table
 from brittle.report.page import html
+from brittle.report.results import as_csv, as_json
 from brittle.store import Store
 
 HOSTILE = "<script>alert(1)</script>"
@@ -121,12 +126,14 @@ def test_an_attack_without_pixels_or_arithmetics_is_shown_too(build: Build):
     found = report.models[0].attacks[2].found["result"]
 
     assert (found.success.count, found.success.total, found.flips, found.curve) == (6, 12, None, None)
-    assert found.sizes["l2"] == pytest.approx(0.05 * 6)
-    assert found.sizes["linf"] == pytest.approx(0.05)
+    fooled = found.sizes[2].isfinite()
+    assert fooled.tolist() == [True, False] * 6
+    assert found.sizes[2][fooled].tolist() == pytest.approx([0.05 * 6] * 6)
+    assert found.sizes[math.inf][fooled].tolist() == pytest.approx([0.05] * 6)
     text = words(Outline(html(report)))
-    assert "mean L2 0.30" in text
-    assert "Figure 4. Originals, and what soft made of them" in text
-    assert "L2 0.30" in text
+    assert "soft 0 6 6 L2 0.300 0.300 – 0.300 0.300 0.300 9 9" in text
+    assert "Figure 5. Originals, and what soft made of them" in text
+    assert "L2 0.300" in text
     assert "the two attacks fool" in text  # the verdict is on those made in both arithmetics
 
 
@@ -159,3 +166,82 @@ def test_sample_images_stand_beside_the_pixels_that_each_attack_set(build: Build
 
     assert f"{HOSTILE} 0 0 " in text  # float32's mean and largest
     assert "– → 1 2 → – " in text  # the third image: withstood the first attack in float32, the second exactly
+
+
+# Chains -------------------------------------------------------------------------------------------------------------
+
+
+def chained(seeds: tuple[int, ...] = (0, 1, 2)) -> Report:
+    """Twelve networks and a control; changes of 1 + generation in L2, of which one row was wrong and one withstood."""
+
+    def attacks(generation: int, t: float, seed: int) -> list:
+        size = 1.0 + generation
+        aimed = sized("aimed", [size] * 4, rows=torch.tensor([0, 0, 1, 1]), targets=torch.tensor([1, 1, 0, 0]))
+        return [
+            sized("l2", [0, size, size + 0.5, math.inf]),
+            sized("l2 / T", [0, size, size, size], over_temperature=True),
+            *([aimed] if generation == 0 and t == 1 else []),
+        ]
+
+    models = [*chain(attacks, seeds=seeds), *(network("control", 1, seed=seed, seeds=len(seeds)) for seed in seeds)]
+    return replace(report(*models, paper=None), labels=torch.tensor([0, 1, 0, 1]), images=torch.zeros(4, 1, 2, 2))
+
+
+def test_a_study_of_chains_has_the_paper_s_figures_and_is_well_formed():
+    page = html(chained())
+    outline = Outline(page)
+    text = words(outline)
+    for title in (
+        "Figure 1. How many images each attack fools",
+        "Figure 2. What temperature and distillation do to the networks",
+        "Figure 3. How large a change it takes, against the temperature",
+        "Figure 4. Generation after generation",
+        "Figure 5. How many images survive how large a change",
+        "Figure 6. Originals, and what l2 made of them",
+        "Figure 7. Each class made into each other by aimed",
+    ):
+        assert title in text
+    assert len(re.findall(r"Figure \d+\.", text)) == 7
+    found = re.findall(r' id="([^"]*)"', page)
+    assert len(found) == len(set(found))
+
+
+def test_the_first_table_has_a_row_for_all_seeds_and_the_mean_size():
+    text = words(Outline(html(chained())))
+    measured = "99.0 % 98.6 – 99.3 0.0 % 0.0 – 0.1"  # 2,970 and 0 of 3,000
+    assert "model trained at T accuracy one-hot softmax l2 mean L2 teacher T=1" in text
+    assert f"student T=40 99.0 % right 0.0 % one-hot 40 {measured} 3.25 3.00 – 3.50 67 % fooled control T=1" in text
+    assert "The seeds of a model are taken together" in text
+    assert f"control T=1 99.0 % right 0.0 % one-hot 1 {measured} not done" in text
+
+
+def test_details_give_each_seed_s_sizes_in_the_attack_s_norm():
+    text = words(Outline(html(chained())))
+    assert "The smallest changes that each attack finds on each model (75 rows)" in text
+    assert "student T=40, seed 2 l2 1 2 1 L2 3.25 3.00 – 3.50 3.25 3.50 400 200 l2 / T 1 3 0 L2 3.00" in text
+    assert "aimed 0 4 0 L2 1.00" in text
+    few = words(Outline(html(chained((0,)))))
+    assert "(25 rows)" in few
+    assert "student T=40 l2 1 2 1 L2 3.25" in few
+
+
+def test_tables_of_many_rows_are_folded_and_of_few_are_not():
+    assert "<details" in html(chained())
+    short = replace(chained((0,)), models=chained((0,)).models[:3])
+    assert "Smallest changes" in words(Outline(html(short)))
+    assert "The smallest changes that each attack finds on each model" not in words(Outline(html(short)))
+
+
+def test_what_the_page_has_computed_the_results_do_not_compute_again(monkeypatch: pytest.MonkeyPatch):
+    of = chained()
+    calls: list[int] = []
+    mean = measures.mean
+    monkeypatch.setattr(measures, "mean", lambda *args, **named: calls.append(1) or mean(*args, **named))
+    html(of)
+    once = len(calls)
+    html(of)
+    as_json(of)
+    as_csv(of)
+    table(of)
+    assert once > 0
+    assert len(calls) == once

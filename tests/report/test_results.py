@@ -3,11 +3,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made import chain, network, report, sized
 from rich.console import Console
 
 from brittle.errors import InputError
@@ -48,6 +50,47 @@ def test_csv_has_a_line_for_each_arithmetic(build: Build):
     assert (hot["rows"], hot["rows_right_before"], hot["successes"], hot["failures"]) == ("12", "11", "0", "11")
     assert (hot["success"], hot["flips_mean"], hot["teacher"]) == ("0", "", "plain")
     assert float(hot["high"]) == pytest.approx(3.8415 / 14.8415, abs=1e-4)
+
+
+def test_sizes_of_the_smallest_changes_are_in_both_files():
+    of = report(network("plain", 1, [sized("l2", [0, 1, 2, 6, math.inf])]), paper=None)
+    (attack,) = json.loads(as_json(of), parse_constant=refuse)["models"][0]["attacks"]
+    assert (attack["norm"], attack["over_temperature"], attack["targeted"]) == ("L2", False, False)
+    found = attack["arithmetic"]["result"]
+    robustness = found["robustness"]
+    assert found["mean_change"] == {"l0": 3, "l2": 3, "linf": 3}
+    assert [robustness[name]["value"] for name in ("mean", "median", "maximum", "over_all")] == [3, 2, 6, 2.25]
+    assert (robustness["mean"]["rows"], robustness["wrong_before"], robustness["withstood"]) == (3, 1, 1)
+    assert 1 <= robustness["mean"]["low"] < 3 < robustness["mean"]["high"] <= 6
+
+    (line,) = csv.DictReader(io.StringIO(as_csv(of)))
+    assert (line["norm"], line["size_mean"], line["size_median"], line["size_max"]) == ("L2", "3", "2", "6")
+    assert (line["wrong_before"], line["failures"], line["successes"]) == ("1", "1", "3")
+    assert float(line["size_low"]) == robustness["mean"]["low"]
+
+
+def test_pixel_attacks_count_pixels_and_have_no_sizes(build: Build):
+    found = json.loads(as_json(gather(build(), "tiny")), parse_constant=refuse)["models"][0]["attacks"][0]
+    assert found["norm"] == "L2"  # 'mylab.first' does not say
+    assert found["arithmetic"]["exact"]["robustness"] is None
+    assert found["arithmetic"]["exact"]["mean_change"]["l0"] == 6
+    line = next(csv.DictReader(io.StringIO(as_csv(gather(build(), "tiny")))))
+    assert (line["size_mean"], line["flips_mean"]) == ("", "6")
+
+
+def test_the_table_shows_sizes_of_all_seeds_together():
+    def attacks(generation: int, _t: float, seed: int) -> list:
+        return [sized("l2", [1.0 + seed, 3.0 + seed, math.inf]), sized("l2 / T", [1.0], over_temperature=True)]
+
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(table(report(*chain(attacks, seeds=(0, 1, 2)), paper=None)))
+    assert isinstance(console.file, io.StringIO)
+    text, below = console.file.getvalue().split("No network differs")
+    assert "mean L2" in text
+    assert "l2 / T" not in text
+    assert "the smallest changes that l2 finds are on average" in " ".join(below.split())
+    assert text.count(" 3.00") == 12
+    assert text.count("67 % fooled") == 12
 
 
 def test_csv_gives_spreadsheets_no_formulas(build: Build):
@@ -129,4 +172,4 @@ def test_the_table_says_what_is_not_done(build: Build):
 def test_an_attack_without_arithmetics_is_not_headed_by_them(build: Build):
     head = shown(build(soft=True)).split("─")[0].split()
 
-    assert head[-3:] == ["float32→exact", "float32→exact", "fooled"]
+    assert head[-4:] == ["float32→exact", "float32→exact", "mean", "L2"]

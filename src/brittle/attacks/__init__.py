@@ -3,5 +3,16 @@
 from brittle.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
 from brittle.attacks.pixels import song_1, song_2, song_3, song_4
 from brittle.attacks.result import AttackResult
+from brittle.attacks.targets import every_target
 
-__all__ = ["AttackResult", "carlini_l0", "carlini_l2", "carlini_linf", "song_1", "song_2", "song_3", "song_4"]
+__all__ = [
+    "AttackResult",
+    "carlini_l0",
+    "carlini_l2",
+    "carlini_linf",
+    "every_target",
+    "song_1",
+    "song_2",
+    "song_3",
+    "song_4",
+]

@@ -220,12 +220,20 @@ class Runs:
         point as far away as their best; (n,) bool: the rows for which that has been done often enough."""
         start, anew = aim.images[self.row], over & (self.run >= plan.runs)
         if anew.any():
-            noise = torch.randn(start.shape, generator=random, device=start.device, dtype=start.dtype)
-            found = (best.images[self.row] - start).flatten(1)
-            radius = torch.linalg.vector_norm(found, dim=1) / torch.linalg.vector_norm(noise.flatten(1), dim=1)
-            start = torch.where(wide(anew), (start + wide(radius) * noise).clamp(0, 1), start)
+            start = torch.where(wide(anew), self.elsewhere(aim, best, random), start)
         self.restart(over, start)
         return self.run >= plan.runs + plan.restarts
+
+    def elsewhere(self, aim: Aim, best: Best, random: torch.Generator) -> Tensor:
+        """(n, C, H, W): for each row a random point as far away as its best."""
+        clean = aim.images[self.row]
+        noise = torch.randn(clean.shape, generator=random, device=clean.device, dtype=clean.dtype)
+        radius = self.farness(aim, best) / torch.linalg.vector_norm(noise.flatten(1), dim=1)
+        return (clean + wide(radius) * noise).clamp(0, 1)
+
+    def farness(self, aim: Aim, best: Best) -> Tensor:
+        """(n,): the L2 of each row's best."""
+        return torch.linalg.vector_norm((best.images[self.row] - aim.images[self.row]).flatten(1), dim=1)
 
     def restart(self, which: Tensor, start: Tensor) -> None:
         """Begins a new run of rows (n,) bool from `start` (n, C, H, W)."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from brittle.attacks.result import AttackResult
 from brittle.cells import unpack
-from brittle.measures import Flips, Mean, Share
+from brittle.measures import Flips, Mean, Robustness, Share, robustness_of
 
+_T = TypeVar("_T")
 BOTH = ("float32", "exact")  # the two arithmetics, in the order in which they are shown
 
 
@@ -31,7 +35,7 @@ class Found:
     success: Share  # of the rows that the model got right before the attack
     flips: Flips | None  # pixel attacks only
     curve: Tensor | None  # (trials + 1,): share fooled by at most so many pixels; pixel attacks only
-    sizes: Mapping[str, float]  # mean L0, L2 and L-infinity of the change, over the rows that were fooled
+    sizes: Mapping[float, Tensor]  # by norm, 0, 2 and inf: (R,) as `measures.distances` has them
     forwards: float  # images put through the model, mean a row
     backwards: float  # gradients taken, mean a row
     trivial: Tensor  # (R,) bool: wrong before the attack
@@ -47,17 +51,41 @@ class Attack:
     label: str
     function: str
     options: Mapping[str, Any]
-    rows: Tensor  # (R,) int64: which of the report's rows are done
+    norm: float  # 0, 2 or inf: what the attack keeps small
+    over_temperature: bool  # of the logits divided by the temperature that the model was trained at
+    rows: Tensor  # (R,) int64: which of the report's rows are done; each as often as it has targets
     found: Mapping[str, Found]  # by arithmetic; empty if nothing is finished
     complete: bool  # every shard was there
 
-    def result(self, arithmetic: str, row: int, report: Report) -> AttackResult | None:
-        """What became of one of the report's rows, a batch of one; None if it is not done."""
-        places = (self.rows == row).nonzero().flatten().tolist()
-        if arithmetic not in self.found or not places or report.images is None or report.labels is None:
+    @cached_property
+    def robustness(self) -> Mapping[str, Robustness]:
+        """By arithmetic, how large the smallest changes are in the attack's norm; computed once."""
+        return {name: robustness_of(found.sizes[self.norm]) for name, found in self.found.items()}
+
+    @property
+    def targeted(self) -> bool:
+        """Whether it aimed at classes; False while nothing is finished."""
+        return any("targets" in found.packed for found in self.found.values())
+
+    @property
+    def sized(self) -> bool:
+        """Whether the size of the change says how strong it is: not of pixel attacks, which count their flips."""
+        return bool(self.found) and all(found.flips is None for found in self.found.values())
+
+    def result(self, arithmetic: str, row: int, report: Report, target: int | None = None) -> AttackResult | None:
+        """What became of one of the report's rows, a batch of one: the first, or that with this target; None if it is
+        not done."""
+        if arithmetic not in self.found or report.images is None or report.labels is None:
             return None
-        packed = {name: values[places[0]][None] for name, values in self.found[arithmetic].packed.items()}
-        return unpack(packed, report.images[row][None], report.labels[row][None])
+        packed = self.found[arithmetic].packed
+        wanted = self.rows == row
+        if target is not None:
+            wanted = wanted & (packed["targets"] == target if "targets" in packed else torch.tensor(False))
+        places = wanted.nonzero().flatten().tolist()
+        if not places:
+            return None
+        one = {name: values[places[0]][None] for name, values in packed.items()}
+        return unpack(one, report.images[row][None], report.labels[row][None])
 
 
 @dataclass(frozen=True)
@@ -106,6 +134,7 @@ class Model:
     axes: Mapping[str, Any]
     temperature: float
     teacher: str | None
+    generation: int  # 0: learns from hard labels; 1: from a network that does; and so on
     trained: Trained | None  # None: not done
     measured: Measured | None
     attacks: tuple[Attack, ...]
@@ -146,6 +175,7 @@ class Report:
     cells: int  # finished and whole
     lost: tuple[Lost, ...]
     provenance: Provenance
+    kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # see `remembered`
 
     @property
     def rows(self) -> int:
@@ -175,6 +205,18 @@ class Report:
         total = self.cells + len(self.lost)
         note = f", {damaged} of them damaged" if damaged else ""
         return f"This study is not finished: {len(self.lost)} of its {total} cells are missing{note}."
+
+
+def remembered(make: Callable[[Report], _T]) -> Callable[[Report], _T]:
+    """What `make` computes of a report is kept with it: table, page and results ask for the same."""
+
+    @functools.wraps(make)
+    def kept(report: Report) -> _T:
+        if make not in report.kept:
+            report.kept[make] = make(report)
+        return report.kept[make]
+
+    return kept
 
 
 NOT_DONE = "not done yet"

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import to_hex
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from brittle.measures import NEGLIGIBLE
 from brittle.report.contents import BOTH, Model, Report
+from brittle.report.lineage import Group, chains, groups, lines, swept
 from brittle.report.pictures import escaped, legible, titled
 
 if TYPE_CHECKING:
@@ -28,21 +29,25 @@ if TYPE_CHECKING:
 
 # Okabe and Ito 2008, without black and yellow: told apart by the colour-blind, and legible on light and on dark.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_INK = "#010203"  # stands for the colour of the text around
-_PAPER = "#fefdfc"  # stands for the page's ground
-_WIDTH = 9.6  # inches; the page shows it about 960 px wide
-_STYLE: dict[Any, Any] = {
+# From cold to hot, for temperatures in order: none is so dark or so light that either ground would swallow it.
+_HEAT = LinearSegmentedColormap.from_list("heat", ["#2f7fd0", "#8167cf", "#c4529d", "#dc5a42", "#e09a1f"])
+HISTOGRAMS = 16  # more would be a tower
+TELLING = 0.95  # success of an attack, above which it is the size of the change that says something
+INK = "#010203"  # stands for the colour of the text around
+PAPER = "#fefdfc"  # stands for the page's ground
+WIDTH = 9.6  # inches; the page shows it about 960 px wide
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "brittle",
     "text.parse_math": False,  # a model may be called '$'
     "font.size": 8.5,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.linewidth": 0.5,
     "xtick.major.width": 0.5,
     "ytick.major.width": 0.5,
@@ -58,39 +63,76 @@ FLOAT32_TINY = -44.85  # log10 of 1.4e-45, the smallest positive float32
 
 
 def colours(report: Report) -> dict[str, str]:
-    """A colour for each model label; seeds of a model share it."""
+    """A colour for each model label; seeds of a model share it.
+
+    More models than there are colours, of several temperatures, are coloured by temperature.
+    """
     labels = list(dict.fromkeys(model.label for model in report.models))
     if len(labels) <= len(COLOURS):
         return dict(zip(labels, COLOURS, strict=False))
+    if swept(report):
+        colour = heat(report)
+        return {model.label: colour[model.temperature] for model in report.models}
     shades = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, len(labels)))
     return {label: to_hex(shade) for label, shade in zip(labels, shades, strict=True)}
 
 
+def key(report: Report) -> dict[str, str]:
+    """What a page's legend says: the colour of each model, or of each temperature where that is what they tell."""
+    if len({model.label for model in report.models}) > len(COLOURS) and swept(report):
+        return {f"T = {temperature:g}": colour for temperature, colour in heat(report).items()}
+    return colours(report)
+
+
+def heat(report: Report) -> dict[float, str]:
+    """A colour for each temperature, from cold to hot."""
+    temperatures = sorted({model.temperature for model in report.models})
+    shades = _HEAT(np.linspace(0, 1, max(2, len(temperatures))))
+    return {temperature: to_hex(shade) for temperature, shade in zip(temperatures, shades, strict=False)}
+
+
+def line_colours(report: Report) -> dict[str, str]:
+    """A colour for each generation of the chains; what stands outside of them has that of the text."""
+    inside = [line for line in lines(report) if line.generation is not None]
+    outside = [line for line in lines(report) if line.generation is None]
+    many = [to_hex(shade) for shade in matplotlib.colormaps["viridis"](np.linspace(0.2, 0.85, len(inside)))]
+    chosen = COLOURS if len(inside) + len(outside) <= len(COLOURS) else many
+    found = {line.name: colour for line, colour in zip(inside, chosen, strict=False)}
+    if len(outside) == 1 and inside:
+        return found | {outside[0].name: INK}
+    rest = [colour for colour in COLOURS if colour not in found.values()] or list(COLOURS)
+    return found | {line.name: rest[place % len(rest)] for place, line in enumerate(outside)}
+
+
 def success_bars(report: Report) -> str:
-    """Success of each attack on each model, float32 and exact, with intervals; empty if no attack is done."""
-    done = _done(report)
+    """Success of each attack on each model, float32 and exact, with intervals; empty if no attack is done.
+
+    Attacks that fool nearly every image of every model, as those that look for the smallest change do, are not drawn.
+    """
+    done = _telling(report)
     if not done:
         return ""
     colour = colours(report)
-    with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(done, 0.75 + 0.3 * len(report.models), share_y=True)
-        for label, axes in panels.items():
-            for place, model in enumerate(report.models):
-                _dumbbell(axes, place, model, label, colour[model.label])
-            axes.set(xlim=(-3, 103), ylim=(len(report.models) - 0.5, -0.5), title=legible(label))
+    with matplotlib.rc_context(STYLE):
+        rows = groups(report)
+        figure, drawn = panels(done, 0.75 + 0.3 * len(rows), share_y=True)
+        for label, axes in drawn.items():
+            for place, group in enumerate(rows):
+                _dumbbell(axes, place, group, label, colour[group.models[0].label])
+            axes.set(xlim=(-3, 103), ylim=(len(rows) - 0.5, -0.5), title=legible(label))
             axes.set_xticks([0, 25, 50, 75, 100])
-            axes.set_yticks(range(len(report.models)), [titled(model, 20) for model in report.models])
+            axes.set_yticks(range(len(rows)), [titled(group.models[0].label, group.title, 20) for group in rows])
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
-            axes.grid(axis="x", color=_INK, alpha=0.12, linewidth=0.5)
+            axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.5)
             axes.set_xlabel("images fooled, %")
-        return _svg(figure, "success", "Share of images fooled by each attack, float32 beside exact arithmetic")
+        return svg_of(figure, "success", "Share of images fooled by each attack, float32 beside exact arithmetic")
 
 
-def _dumbbell(axes: Axes, place: int, model: Model, label: str, colour: str) -> None:
+def _dumbbell(axes: Axes, place: int, group: Group, label: str, colour: str) -> None:
     """float32 as a ring, exact as a disc, a line between them, and intervals as bands; a diamond if alone."""
-    found = next((attack.found for attack in model.attacks if attack.label == label), {})
-    shares = {name: one.success for name, one in found.items() if one.success.total}
+    known = ((name, group.success(label, name)) for name in (*BOTH, "result"))
+    shares = {name: share for name, share in known if share is not None and share.total}
     if all(name in shares for name in BOTH):
         ends = [100 * shares[name].value for name in BOTH]
         axes.plot(ends, [place, place], color=colour, linewidth=1.1, zorder=2)
@@ -98,7 +140,7 @@ def _dumbbell(axes: Axes, place: int, model: Model, label: str, colour: str) -> 
         low, high = share.interval
         band = [100 * low, 100 * high]
         axes.plot(band, [place, place], color=colour, linewidth=6, alpha=0.28, zorder=1, solid_capstyle="butt")
-        inside = _PAPER if name == "float32" else colour
+        inside = PAPER if name == "float32" else colour
         value = [100 * share.value]
         marker = "D" if name == "result" else "o"
         axes.plot(value, [place], marker, color=colour, markerfacecolor=inside, markersize=6, zorder=3, clip_on=False)
@@ -110,9 +152,9 @@ def success_curves(report: Report) -> str:
     if not done:
         return ""
     colour = colours(report)
-    with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(done, 2.6, share_y=True)
-        for label, axes in panels.items():
+    with matplotlib.rc_context(STYLE):
+        figure, drawn = panels(done, 2.6, share_y=True)
+        for label, axes in drawn.items():
             for model, one in _found(report, label):
                 if one.curve is None or not one.success.total:
                     continue
@@ -122,14 +164,14 @@ def success_curves(report: Report) -> str:
             axes.set(ylim=(0, 102), title=legible(label), xlabel="pixels changed, at most")
             axes.margins(x=0)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.5)
-        next(iter(panels.values())).set_ylabel("images fooled, %")
-        return _svg(figure, "curves", "Share of images fooled against the number of pixels changed, by attack")
+            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
+        next(iter(drawn.values())).set_ylabel("images fooled, %")
+        return svg_of(figure, "curves", "Share of images fooled against the number of pixels changed, by attack")
 
 
 def amplitudes(report: Report) -> str:
-    """How small the gradients of each model are: a histogram of log10 mean |dF/dx|; empty if nothing is measured."""
-    models = [model for model in report.models if model.measured and len(model.measured.amplitudes.get("exact", ()))]
+    """How small gradients are: for each of the models, a histogram of log10 mean |dF/dx|; empty if there is none."""
+    models = histogrammed(report)
     if not models:
         return ""
     values = [model.measured.amplitudes["exact"].numpy() for model in models if model.measured]
@@ -137,24 +179,32 @@ def amplitudes(report: Report) -> str:
     low = min(float(finite.min(initial=0)), -60) * 1.03
     bins = np.linspace(low, max(2.0, float(finite.max(initial=0))), 70)
     colour = colours(report)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 0.95 + 0.72 * len(models)), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.95 + 0.72 * len(models)), layout="constrained")
         ratios = [0.2] + [1.0] * len(models)
         head, *rows = figure.subplots(len(models) + 1, 1, sharex=True, height_ratios=ratios)
         _marks(head, bins[-1] - bins[0])
         for axes, model, numbers in zip(rows, models, values, strict=True):
             axes.hist(numbers[np.isfinite(numbers)], bins=list(bins), color=colour[model.label])
-            axes.axvspan(low, FLOAT32_TINY, color=_INK, alpha=0.07, linewidth=0)
-            axes.axvline(np.log10(NEGLIGIBLE), color=_INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
+            axes.axvspan(low, FLOAT32_TINY, color=INK, alpha=0.07, linewidth=0)
+            axes.axvline(np.log10(NEGLIGIBLE), color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
             axes.set_xlim(bins[0], bins[-1])
-            axes.set_title(titled(model, 32), pad=3)
+            axes.set_title(titled(model.label, model.title, 32), pad=3)
             axes.set_title(_rounded_to_zero(model), loc="right", fontsize=8.5, fontweight="normal", pad=3)
         ticks = [tick for tick in range(-5000, 1, _step(low)) if tick >= low]
         rows[-1].set_xticks(ticks, [power(tick) for tick in ticks])
         rows[-1].set_xlabel("mean |dF/dx| of an image, computed exactly")
-        return _svg(figure, "amplitudes", "Histograms of the mean gradient of each image, by model")
+        return svg_of(figure, "amplitudes", "Histograms of the mean gradient of each image, by model")
+
+
+def histogrammed(report: Report) -> list[Model]:
+    """Models whose gradients are drawn: all that are measured, or the first of the first seed if they are many."""
+    models = [model for model in report.models if model.measured and len(model.measured.amplitudes.get("exact", ()))]
+    if len(models) > HISTOGRAMS:
+        models = [model for model in models if model.seed == models[0].seed]
+    return models[:HISTOGRAMS]
 
 
 def _marks(axes: Axes, span: float) -> None:
@@ -181,16 +231,18 @@ def _rounded_to_zero(model: Model) -> str:
 def against_temperature(report: Report) -> str:
     """Success and gradients against the training temperature, every seed and their mean; empty below three of them.
 
-    In the first colour networks that learn from hard labels, in the second those that learn from another network.
+    It is also empty where attacks that know both arithmetics fool nearly every image. In the first colour networks that
+    learn from hard labels, in the second those that learn from another network.
     """
     temperatures = sorted({model.temperature for model in report.models})
-    labels = _done(report)
+    labels = [label for label in _telling(report) if any(one.arithmetic in BOTH for _, one in _found(report, label))]
     if len(temperatures) < 3 or not labels:
         return ""
-    taught = [[model for model in report.models if bool(model.teacher) == distilled] for distilled in (False, True)]
-    with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels([*labels, ""], 2.6, share_y=False)
-        for label, axes in panels.items():
+    compared = [model for line in chains(report) for model in line.models] or report.models  # no control among them
+    taught = [[model for model in compared if bool(model.teacher) == distilled] for distilled in (False, True)]
+    with matplotlib.rc_context(STYLE):
+        figure, drawn = panels([*labels, ""], 2.6, share_y=False)
+        for label, axes in drawn.items():
             for models, colour in zip(taught, COLOURS, strict=False):
                 if label:
                     _success_by_temperature(axes, models, label, colour)
@@ -199,13 +251,13 @@ def against_temperature(report: Report) -> str:
             axes.set_xscale("log")
             axes.set_xticks(temperatures, [f"{t:g}" for t in temperatures])
             axes.minorticks_off()
-            axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.5)
+            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
             axes.set_xlabel("trained at T")
             if label:
                 axes.set(ylim=(-2, 102), title=legible(label), ylabel="images fooled, %")
-        panels[""].set(title="mean |dF/dx|", ylabel="log₁₀")
-        panels[""].axhline(FLOAT32_TINY, color=_INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
-        return _svg(
+        drawn[""].set(title="mean |dF/dx|", ylabel="log₁₀")
+        drawn[""].axhline(FLOAT32_TINY, color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
+        return svg_of(
             figure, "temperature", "Success of each attack, and the gradients, against the training temperature"
         )
 
@@ -248,8 +300,8 @@ def training(report: Report) -> str:
     if not models:
         return ""
     colour = colours(report)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.3), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
         left, right = figure.subplots(1, 2)
         for model in models:
             assert model.trained is not None
@@ -261,9 +313,9 @@ def training(report: Report) -> str:
         right.set(title="validation accuracy, %", xlabel="epoch", ylim=(0, 102))
         left.set_ylim(bottom=0)
         for axes in (left, right):
-            axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.5)
+            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        return _svg(figure, "training", "Training loss and validation accuracy by epoch, by model")
+        return svg_of(figure, "training", "Training loss and validation accuracy by epoch, by model")
 
 
 # Parts --------------------------------------------------------------------------------------------------------------
@@ -272,6 +324,15 @@ def training(report: Report) -> str:
 def _done(report: Report) -> list[str]:
     """Attacks of which some result is there."""
     return [label for label in report.attacks if any(one.success.total for _, one in _found(report, label))]
+
+
+def _telling(report: Report) -> list[str]:
+    """Attacks whose success says something: all pixel attacks, and others where some model withstood them."""
+    return [
+        label
+        for label in _done(report)
+        if any(one.flips or (one.success.total and one.success.value < TELLING) for _, one in _found(report, label))
+    ]
 
 
 def _found(report: Report, label: str) -> list:
@@ -285,11 +346,11 @@ def _found(report: Report, label: str) -> list:
     ]
 
 
-def _panels(labels: Sequence[str], height: float, *, share_y: bool) -> tuple[Figure, Mapping[str, Axes]]:
+def panels(labels: Sequence[str], height: float, *, share_y: bool) -> tuple[Figure, Mapping[str, Axes]]:
     """One panel for each label, at most four side by side."""
     across = min(4, max(len(labels), 2))
     down = -(-len(labels) // across)
-    figure = Figure(figsize=(_WIDTH, height * down), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = Figure(figsize=(WIDTH, height * down), layout=ConstrainedLayoutEngine(wspace=0.06))
     axes = figure.subplots(down, across, sharey=share_y, squeeze=False).flatten()
     for unused in axes[len(labels) :]:
         unused.set_visible(False)
@@ -305,7 +366,7 @@ def power(exponent: int) -> str:
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _svg(figure: Figure, salt: str, alternative: str) -> str:
+def svg_of(figure: Figure, salt: str, alternative: str) -> str:
     """The figure as an <svg> element to put into a page: no fixed size, no identifiers but its own."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}), warnings.catch_warnings():
@@ -319,7 +380,7 @@ def _svg(figure: Figure, salt: str, alternative: str) -> str:
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     for place, colour in enumerate(COLOURS, 1):
         svg = svg.replace(f": {colour}", f": var(--model-{place}, {colour})")
-    svg = svg.replace(_INK, "currentColor").replace(_PAPER, "var(--paper, #ffffff)")
+    svg = svg.replace(INK, "currentColor").replace(PAPER, "var(--paper, #ffffff)")
     label = f'role="img" aria-label="{escaped(alternative)}"'
     return re.sub(r'<svg ([^>]*?)width="[^"]*"', rf"<svg {label} \1", svg, count=1).replace(
         ' height="', ' data-height="', 1

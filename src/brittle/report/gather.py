@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from brittle import measures
-from brittle.cells import unpack
+from brittle.cells import attacked_rows, unpack
 from brittle.measures import Mean, Share
 from brittle.report.contents import (
     NOT_DONE,
@@ -47,7 +47,11 @@ def gather(store: Store, name: str) -> Report:
     chosen = reader.read("select rows", record["rows"], _rows)
     scalars, images, labels = chosen or ({}, None, None)
     several = len({model["seed"] for model in record["models"]}) > 1
-    models = tuple(_model(reader, model, several, images, labels) for model in record["models"])
+    teachers = {model["name"]: model["teacher"] for model in record["models"]}
+    models = tuple(
+        _model(reader, model, several, _generation(model["name"], teachers), images, labels)
+        for model in record["models"]
+    )
     return Report(
         name=str(record.get("name", name)),
         title=str(record.get("title", name)),
@@ -63,6 +67,11 @@ def gather(store: Store, name: str) -> Report:
         lost=tuple(reader.lost.values()),
         provenance=_provenance(reader.used, str(record.get("digest", ""))),
     )
+
+
+def _generation(name: str, teachers: Mapping[str, str | None]) -> int:
+    teacher = teachers.get(name)
+    return 0 if teacher is None else 1 + _generation(teacher, teachers)
 
 
 class _Reader:
@@ -101,7 +110,12 @@ def _rows(stored: Stored) -> tuple[Mapping[str, Any], Tensor, Tensor]:
 
 
 def _model(
-    reader: _Reader, entry: Mapping[str, Any], several: bool, images: Tensor | None, labels: Tensor | None
+    reader: _Reader,
+    entry: Mapping[str, Any],
+    several: bool,
+    generation: int,
+    images: Tensor | None,
+    labels: Tensor | None,
 ) -> Model:
     title = f"{entry['label']}, seed {entry['seed']}"
     trained = reader.read(f"train {title}", entry["train"], _trained)
@@ -115,6 +129,7 @@ def _model(
         axes=entry["axes"],
         temperature=float(entry["temperature"]),
         teacher=entry["teacher"],
+        generation=generation,
         trained=trained,
         measured=reader.read(f"measure {title}", entry["measure"], _measured),
         attacks=tuple(_attack(reader, attack, title, images, labels) for attack in entry["attacks"]),
@@ -161,15 +176,15 @@ def _attack(
     """An attack over those of its shards that are finished, in order."""
     arithmetics = tuple(entry["arithmetic"] or ["result"])
     keys = entry["cells"]
-    spans, shards, steps = [], [], {}
+    places, shards, steps = [], [], {}
     for number, key in enumerate(keys, 1):
         part = f", shard {number} of {len(keys)}" if len(keys) > 1 else ""
         shard = reader.read(f"{entry['label']} on {model}{part}", key, lambda stored: _shard(stored, arithmetics))
         if shard is not None and images is not None:
-            spans.append(shard[0])
+            places.append(shard[0])
             shards.append(shard[1])
             steps |= shard[2]
-    rows = torch.cat([torch.arange(start, stop) for start, stop in spans]) if spans else torch.empty(0).long()
+    rows = torch.cat(places) if places else torch.empty(0).long()
     found = {}
     if shards and images is not None and labels is not None:
         for arithmetic in arithmetics:
@@ -180,28 +195,36 @@ def _attack(
         label=entry["label"],
         function=entry["function"],
         options=entry["options"],
+        norm=_norm(entry["function"]),
+        over_temperature=entry.get("over_temperature", False),
         rows=rows,
         found=found,
         complete=len(shards) == len(keys),
     )
 
 
-def _shard(
-    stored: Stored, arithmetics: Sequence[str]
-) -> tuple[tuple[int, int], dict[str, dict[str, Tensor]], dict[str, Steps]]:
+def _norm(function: str) -> float:
+    """What an attack keeps small, by the end of its name: pixels for Song's; L2 where the name does not say."""
+    name = function.rpartition(".")[2]
+    known = {"_l0": 0.0, "_l2": 2.0, "_linf": math.inf}
+    return 0.0 if name.startswith("song_") else next((p for end, p in known.items() if name.endswith(end)), 2.0)
+
+
+def _shard(stored: Stored, arithmetics: Sequence[str]) -> tuple[Tensor, dict[str, dict[str, Tensor]], dict[str, Steps]]:
     """Which rows, what was found of them by arithmetic, and the steps of some of them."""
-    start, stop = stored.record["params"]["start"], stored.record["params"]["stop"]
+    rows = attacked_rows(stored.record["params"])
     packed = {arithmetic: stored.tensors(arithmetic) for arithmetic in arithmetics}
+    targets = max(1, len(packed[arithmetics[0]]["success"]) // len(rows))  # of each row
     for tensors in packed.values():
         for name in ("success", "prediction", "forwards", "backwards"):
-            if len(tensors[name]) != stop - start:
-                raise ValueError(f"{name} has {len(tensors[name])} rows, not {stop - start}")
+            if len(tensors[name]) != len(rows) * targets:
+                raise ValueError(f"{name} has {len(tensors[name])} entries for {len(rows)} rows")
     steps = {}
     for arithmetic in arithmetics:
         if f"{arithmetic}.steps.safetensors" in stored.record["files"]:
             kept = stored.tensors(f"{arithmetic}.steps")
-            steps[arithmetic] = Steps(start + kept["rows"], kept["logits"])
-    return (start, stop), packed, steps
+            steps[arithmetic] = Steps(rows[kept["rows"]], kept["logits"])
+    return rows.repeat_interleave(targets), packed, steps
 
 
 def _joined(shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -226,7 +249,6 @@ def _found(
     steps: Mapping[str, Steps],
 ) -> Found:
     result = unpack(packed, images, labels)
-    fooled = result.success & ~result.trivial
     flips = curve = None
     if result.pixels is not None:
         flips = measures.flips_needed(result)
@@ -237,7 +259,7 @@ def _found(
         success=measures.success_rate(result),
         flips=flips,
         curve=curve,
-        sizes={f"l{p:g}": _mean(result.norm(p)[fooled]) for p in (0, 2, math.inf)},
+        sizes={p: measures.distances(result, p) for p in (0, 2, math.inf)},
         forwards=_mean(result.forwards),
         backwards=_mean(result.backwards),
         trivial=result.trivial,

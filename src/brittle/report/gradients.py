@@ -14,7 +14,7 @@ import torch
 
 from brittle import measures
 from brittle.measures import Mean
-from brittle.report.contents import Model, Report
+from brittle.report.contents import Model, Report, remembered
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Split:
     saturation: Mean  # from `trained` to `used`
 
 
+@remembered
 def splits(report: Report) -> list[Split]:
     """One of each model that is measured, as its seed's plain network is; images of gradient 0 are left out."""
     found = []

@@ -12,15 +12,18 @@ from typing import Any
 
 from brittle.errors import InputError
 from brittle.measures import Flips, Share
-from brittle.report import claims, results
+from brittle.report import lineage, results, sizes
 from brittle.report.contents import BOTH, Attack, Found, Model, Report
 from brittle.report.gradients import Split, splits
+from brittle.report.lineage import Group, groups
 from brittle.report.pictures import scientific, shown_models
 from brittle.report.samples import samples
-from brittle.report.verdicts import bounds, higher, joined, percent, verdict_sentences
+from brittle.report.sizes import NORMS
+from brittle.report.verdicts import bounds, higher, joined, percent, stated, verdict_sentences
 
 PAGE = "report.html"
 _FIRST = 4  # rows of images shown at once; the others are folded away
+_LONG = 24  # rows of a table of details beyond which it is folded away
 
 
 def write(report: Report, folder: Path | str) -> Path:
@@ -72,16 +75,18 @@ def html(report: Report) -> str:
     return environment.get_template("template.html").render(
         report=report,
         verdicts=[sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in verdict_sentences(report)],
-        table=[_summary(model, report) for model in report.models],
+        table=[_summary(group, report) for group in groups(report)],
         columns=_columns(report),
-        models=report.models,
+        models=_models(report),
+        long=_LONG,
         attacks=_described(report),
         firsts=_firsts(report),
-        results=[_line(i, m, a, f) for i, m in enumerate(report.models) for a in m.attacks for f in a.found.values()],
+        **_results(report),
         measures=[_measure(model) for model in report.models if model.measured],
-        claims=claims.of(report.paper)(report) if report.paper else [],
+        claims=stated(report),
         gradients=[_split(split) for split in splits(report)],
         samples=_samples(report),
+        pixel_attacks=_pixel_attacks(report),
         wrong_before=_wrong_before(report),
         provenance=_provenance(report),
         **_figures(report),
@@ -96,7 +101,7 @@ def _figures(report: Report) -> dict[str, Any]:
     """Every figure, as markup that is safe to put into the page; empty where there is nothing to show."""
     from markupsafe import Markup
 
-    from brittle.report import figures, pictures
+    from brittle.report import chains, figures, matrix, pictures
 
     attack = pictures.shown_attack(report)
     rows = pictures.sample_rows(report, attack) if attack else []
@@ -107,26 +112,46 @@ def _figures(report: Report) -> dict[str, Any]:
         "temperature": figures.against_temperature(report),
         "amplitudes": figures.amplitudes(report),
         "training": figures.training(report),
+        "survival": chains.survival(report),
+        "networks": chains.networks(report),
+        "robustness": chains.robustness(report),
+        "generations": chains.generations(report),
         "adversarial": pictures.adversarial(report, attack, rows[:_FIRST]) if attack and rows else "",
         "more_adversarial": pictures.adversarial(report, attack, rows[_FIRST:]) if attack and rows[_FIRST:] else "",
         "saliency": pictures.saliency(report, maps[:_FIRST]) if maps else "",
         "more_saliency": pictures.saliency(report, maps[_FIRST:]) if maps[_FIRST:] else "",
     }
-    colour = {
-        label: f"var(--model-{figures.COLOURS.index(value) + 1})" if value in figures.COLOURS else value
-        for label, value in figures.colours(report).items()
-    }
+    matrices = [(one, Markup(matrix.drawn(report, one))) for one in matrix.matrices(report)]
     return {
         "figures": {name: Markup(svg) for name, svg in shown.items()},
-        "colour": colour,
+        "matrices": [
+            {"attack": one.attack.label, "model": one.model.title, "norm": NORMS[one.attack.norm], "svg": svg}
+            for one, svg in matrices
+        ],
+        "colour": _styles(figures.key(report)),
+        "heat": (heat := _styles({f"T = {t:g}": colour for t, colour in figures.heat(report).items()})),
+        "generations": (by_line := _styles(figures.line_colours(report))),
+        "survivors": heat | {line.name: by_line[line.name] for line in chains.outside(report)},
+        "swept": lineage.swept(report),
+        "logits": any(a.over_temperature for m in report.models for a in m.attacks),
+        "drawn": len(figures.histogrammed(report)),
         "pictured": attack,
         "pixelwise": any(
             f.flips for m in report.models for a in m.attacks if a.label == attack for f in a.found.values()
         ),
-        "alone": any("result" in a.found for m in report.models for a in m.attacks),
+        "twice": any(len(a.found) > 1 for m in report.models for a in m.attacks),
+        "alone": any("result" in a.found and not a.sized for m in report.models for a in m.attacks),
         "more": {"adversarial": len(rows[_FIRST:]), "saliency": len(maps[_FIRST:])},
         "left_out": len(report.models) - len(pictures.shown_models(report)) if report.models else 0,
     }
+
+
+def _styles(colours: Mapping[str, str]) -> dict[str, str]:
+    """The same with the page's own variable for a colour that has one, so that it is legible on dark too."""
+    from brittle.report.figures import COLOURS, INK
+
+    known = {colour: f"var(--model-{place})" for place, colour in enumerate(COLOURS, 1)} | {INK: "currentColor"}
+    return {name: known.get(colour, colour) for name, colour in colours.items()}
 
 
 def _stepper(report: Report) -> dict[str, Any]:
@@ -147,13 +172,23 @@ def _stepper(report: Report) -> dict[str, Any]:
 
 
 def _columns(report: Report) -> list[dict[str, Any]]:
-    """The attacks, each with the arithmetics that it has anywhere."""
+    """The attacks that the first table has room for, each with the arithmetics that it has anywhere."""
     columns = []
-    for label in report.attacks:
-        names = {name for m in report.models for a in m.attacks if a.label == label for name in a.found}
+    for label in sizes.shown_first(report):
+        attacks = [a for m in report.models for a in m.attacks if a.label == label]
+        names = {name for attack in attacks for name in attack.found}
         ordered = [name for name in (*BOTH, "result") if name in names] or ["result"]
-        columns.append({"label": label, "arithmetics": ordered})
+        sized = any(attack.sized for attack in attacks)
+        heads = [_head(name, NORMS[attacks[0].norm] if sized else "") for name in ordered]
+        columns.append({"label": label, "arithmetics": ordered, "heads": heads})
     return columns
+
+
+def _head(arithmetic: str, norm: str) -> str:
+    """What stands over a column: 'mean L2', 'L2, float32', 'fooled' or 'float32'."""
+    if norm:
+        return f"mean {norm}" if arithmetic == "result" else f"{norm}, {arithmetic}"
+    return "fooled" if arithmetic == "result" else arithmetic
 
 
 def _firsts(report: Report) -> list[int]:
@@ -162,20 +197,35 @@ def _firsts(report: Report) -> list[int]:
     return [sum(counts[:place]) for place in range(len(counts))]
 
 
-def _summary(model: Model, report: Report) -> dict[str, Any]:
+def _summary(group: Group, report: Report) -> dict[str, Any]:
     """A row of the first table."""
-    attacks = {attack.label: attack for attack in model.attacks}
-    measured = model.measured
+    accuracy, saturated = group.accuracy, group.saturated
     return {
-        "model": model,
-        "accuracy": _cell(measured.accuracy) if measured else None,
-        "saturated": _cell(measured.saturated) if measured else None,
+        "title": group.title,
+        "temperature": group.models[0].temperature,
+        "accuracy": _cell(accuracy) if accuracy else None,
+        "saturated": _cell(saturated) if saturated else None,
         "success": [
-            _success(attacks.get(column["label"]), name)
-            for column in _columns(report)
-            for name in column["arithmetics"]
+            _attacked(group, column["label"], name) for column in _columns(report) for name in column["arithmetics"]
         ],
     }
+
+
+def _attacked(group: Group, label: str, name: str) -> dict[str, Any] | None:
+    """Share that was fooled, or how small a change fools; None if nothing is done."""
+    success = group.success(label, name)
+    if success is None:
+        return None
+    attacks = [attack for attack in group.attacks(label) if name in attack.found]
+    if all(attack.sized for attack in attacks):
+        mean = sizes.together([(attack, name) for attack in attacks])
+        low, high = sizes.bounds(mean)
+        fooled = "" if success.count == success.total else f"{percent(success)} % fooled"
+        size = {"size": sizes.written(mean.value), "low": low, "high": high, "fooled": fooled}
+        return size | {"worse": False, "rows": group.rows(label)}
+    shares = [group.success(label, one) for one in BOTH]
+    worse = name == "exact" and shares[0] is not None and higher(success, shares[0])
+    return _cell(success) | {"worse": worse, "rows": group.rows(label)}
 
 
 def _cell(share: Share) -> dict[str, Any]:
@@ -183,17 +233,22 @@ def _cell(share: Share) -> dict[str, Any]:
     return {"value": percent(share), "low": low, "high": high, "count": share.count, "total": share.total}
 
 
-def _success(attack: Attack | None, name: str) -> dict[str, Any] | None:
-    if attack is None or name not in attack.found:
-        return None
-    shares = {arithmetic: found.success for arithmetic, found in attack.found.items()}
-    worse = name == "exact" and "float32" in shares and higher(shares["exact"], shares["float32"])
-    return _cell(shares[name]) | {"worse": worse, "rows": 0 if attack.complete else len(attack.rows)}
+def _results(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the two tables of attacks: by how many images and pixels, and by how large a change."""
+    lines = [
+        (place, model, attack, found)
+        for place, model in enumerate(report.models)
+        for attack in model.attacks
+        for found in attack.found.values()
+    ]
+    return {
+        "results": [_line(*line) for line in lines if not line[2].sized],
+        "changes": [_change(*line) for line in lines if line[2].sized],
+    }
 
 
 def _line(place: int, model: Model, attack: Attack, found: Found) -> dict[str, Any]:
-    """A row of the table of attacks."""
-    flips = found.flips
+    """What both tables of attacks say."""
     return {
         "place": place,
         "model": model.title,
@@ -201,10 +256,25 @@ def _line(place: int, model: Model, attack: Attack, found: Found) -> dict[str, A
         "arithmetic": "" if found.arithmetic == "result" else found.arithmetic,
         "success": _cell(found.success),
         "withstood": found.success.total - found.success.count,
-        "flips": None if flips is None else _flips(flips),
-        "l2": _digits(found.sizes["l2"], 2),
+        "flips": None if found.flips is None else _flips(found.flips),
         "forwards": _digits(found.forwards, 0),
         "backwards": _digits(found.backwards, 0),
+    }
+
+
+def _change(place: int, model: Model, attack: Attack, found: Found) -> dict[str, Any]:
+    """A row of the table of smallest changes."""
+    robustness = attack.robustness[found.arithmetic]
+    low, high = sizes.bounds(robustness.mean)
+    middle = robustness.mean.value
+    return _line(place, model, attack, found) | {
+        "norm": NORMS[attack.norm],
+        "wrong": robustness.trivial,
+        "withstood": robustness.failures,
+        "mean": sizes.written(middle),
+        "interval": f"{low} – {high}" if robustness.mean.rows else "–",
+        "median": sizes.written(robustness.median.value, middle),
+        "maximum": sizes.written(robustness.maximum.value, middle),
     }
 
 
@@ -251,12 +321,18 @@ def _samples(report: Report) -> list[dict[str, Any]]:
             "numbers": [scientific(*values[name]) for name in BOTH for values in (sample.mean, sample.largest)],
             "pixels": [
                 " → ".join(_count(sample.pixels, label, name) for name in BOTH if (label, name) in sample.pixels) or "·"
-                for label in report.attacks
+                for label in _pixel_attacks(report)
             ],
         }
         for sample in samples(report)
         if sample.model.title in first
     ]
+
+
+def _pixel_attacks(report: Report) -> list[str]:
+    """Labels of those that set pixels, one after another."""
+    found = [attack for model in report.models for attack in model.attacks if attack.found and not attack.sized]
+    return list(dict.fromkeys(attack.label for attack in found))
 
 
 def _count(pixels: Mapping[tuple[str, str], int | None], label: str, name: str) -> str:
@@ -274,18 +350,39 @@ def _digits(value: float, digits: int = 1) -> str:
     return f"{value:,.{digits}f}".replace(",", " ") if math.isfinite(value) else "–"
 
 
+def _models(report: Report) -> list[dict[str, Any]]:
+    """How each model was trained; seeds for which that is the same in one row."""
+    rows: dict[tuple, list[int]] = {}
+    for model in report.models:
+        params = model.trained.params if model.trained else {}
+        trained = (str(params.get("network", "")), str(params.get("epochs", ""))) if model.trained else None
+        rows.setdefault((model.label, model.temperature, model.teacher, trained), []).append(model.seed)
+    return [
+        {"label": label, "temperature": temperature, "teacher": teacher, "trained": trained, "seeds": seeds}
+        for (label, temperature, teacher, trained), seeds in rows.items()
+    ]
+
+
 # Words --------------------------------------------------------------------------------------------------------------
 
 
 def _described(report: Report) -> list[dict[str, Any]]:
     """Each attack: its label, its function, how many images it was tried on, its options."""
-    seen = {attack.label: attack for model in report.models for attack in model.attacks}
+    seen: dict[str, Attack] = {}
+    for attack in (attack for model in report.models for attack in model.attacks):
+        if attack.label not in seen or attack.found:
+            seen[attack.label] = attack
     return [
         {
             "label": label,
             "function": attack.function,
-            "rows": max(len(a.rows) for m in report.models for a in m.attacks if a.label == label),
-            "options": ", ".join(f"{name} = {value}" for name, value in attack.options.items()),
+            "rows": max(len(a.rows.unique()) for m in report.models for a in m.attacks if a.label == label),
+            "norm": NORMS[attack.norm],
+            "options": ", ".join(
+                [f"{name} = {value}" for name, value in attack.options.items()]
+                + ["on the logits over T"] * attack.over_temperature
+                + ["to each other class"] * attack.targeted
+            ),
         }
         for label, attack in seen.items()
     ]
@@ -295,7 +392,7 @@ def _wrong_before(report: Report) -> str:
     """'1 of standard, 3 of tempered': rows set aside since the model had them wrong without any attack."""
     counts = []
     for model in report.models:
-        found = [one for attack in model.attacks for one in attack.found.values()]
+        found = [one for attack in model.attacks if not attack.targeted for one in attack.found.values()]
         if found:
             counts.append((int(max(one.trivial.sum() for one in found)), model.title))
     if len(counts) <= 4:

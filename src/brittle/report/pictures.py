@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from brittle.attacks.result import AttackResult
 from brittle.report.contents import BOTH, Attack, Model, Report
+from brittle.report.lineage import chains, plain
+from brittle.report.sizes import NORMS, written
 from brittle.softmax import SignedLog
 
 MODELS = 4  # side by side on a page
@@ -45,27 +48,40 @@ def legible(text: str, length: int = 32) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def titled(model: Model, length: int) -> str:
+def titled(label: str, title: str, length: int) -> str:
     """A model's title, its label cut to fit; the seed stays."""
-    return legible(model.label, length) + model.title.removeprefix(model.label)
+    return legible(label, length) + title.removeprefix(label)
 
 
 # Which --------------------------------------------------------------------------------------------------------------
 
 
 def shown_models(report: Report) -> list[Model]:
-    """The first models of the first seed."""
-    return [model for model in report.models if model.seed == report.models[0].seed][:MODELS]
+    """The first models of the first seed; of more, in chains, the plain one and the hottest of some generations."""
+    models = [model for model in report.models if model.seed == report.models[0].seed]
+    generations = chains(report)
+    if len(models) <= MODELS or not generations:
+        return models[:MODELS]
+    hottest = [
+        max((model for model in line.models if model in models), key=lambda model: model.temperature)
+        for line in (*generations[: MODELS - 2], generations[-1])
+        if any(model in models for model in line.models)
+    ]
+    return [model for model in models if model.label == plain(report) or model in hottest][:MODELS]
 
 
 def shown_attack(report: Report) -> str | None:
-    """The last attack that every shown model has results of; else the last that any has."""
+    """The last attack that every shown model has results of; else the last that any has.
+
+    One that aims at a class, or is made on other logits than the network's, is only shown where there is no other.
+    """
     models = shown_models(report) if report.models else []
+    odd = {a.label for model in models for a in model.attacks if a.targeted or a.over_temperature}
     done = [{attack.label for attack in model.attacks if attack.found} for model in models]
     for wanted in (set.intersection, set.union):
         labels = [label for label in report.attacks if done and label in wanted(*done)]
         if labels:
-            return labels[-1]
+            return [label for label in labels if label not in odd or odd.issuperset(labels)][-1]
     return None
 
 
@@ -117,7 +133,7 @@ def _attacked(report: Report, attack: Attack, arithmetic: str, row: int, spoken:
         return Tile(picture(result.images[0]), ("not fooled",), faded=True, spoken=f"{spoken}: still {before}")
     after = report.class_name(int(result.prediction))
     if result.pixels is None:
-        size = f"L2 {result.norm(2).item():.2f}"
+        size = sized(result, attack.norm)
         raised, lowered = (), ()
     else:
         pixels = result.pixels[0][result.pixels[0] >= 0].tolist()
@@ -138,6 +154,12 @@ def _attacked(report: Report, attack: Attack, arithmetic: str, row: int, spoken:
         strong=True,
         spoken=f"{spoken}: {before} → {after}, {size}",
     )
+
+
+def sized(result: AttackResult, norm: float) -> str:
+    """'L2 1.17', 'L∞ 0.052', '12 px': the change of a batch of one."""
+    size = float(result.norm(norm).item())
+    return f"{size:.0f} px" if norm == 0 else f"{NORMS[norm]} {written(size)}"
 
 
 def picture(image: Tensor) -> np.ndarray:
@@ -241,14 +263,14 @@ def _grid(columns: Sequence[tuple[str, str]], lines: Sequence[Sequence[Tile]], a
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escaped(alternative)}" '
         f'class="grid" viewBox="0 0 {width} {height}" style="{widths}">',
-        _text(0, 32, "original", "quiet"),
+        text(0, 32, "original", "quiet"),
     ]
     for place, (title, arithmetic) in enumerate(columns):
         left = lefts[place + 1]
         if place == 0 or columns[place - 1][0] != title:
             wide = sum(name == title for name, _ in columns) > 1
-            parts.append(_text(left, 13, legible(title, 22 if wide else 12), "name"))
-        parts.append(_text(left, 32, "" if arithmetic == "result" else arithmetic, "quiet"))
+            parts.append(text(left, 13, legible(title, 22 if wide else 15), "name"))
+        parts.append(text(left, 32, "" if arithmetic == "result" else arithmetic, "quiet"))
     for number, line in enumerate(lines):
         top = _TOP + number * (high + _FOOT)
         parts += [_tile(tile, left, top, high) for tile, left in zip(line, lefts, strict=True)]
@@ -274,12 +296,13 @@ def _tile(tile: Tile, left: int, top: int, high: int) -> str:
     parts.append(f'<rect x="{left}" y="{top}" width="{_TILE}" height="{high}" class="frame"/>')
     for number, line in enumerate(tile.lines):
         style = "strong" if tile.strong and not number else "quiet"
-        parts.append(_text(left, top + high + 13 + 13 * number, line, style))
+        parts.append(text(left, top + high + 13 + 13 * number, line, style))
     return "".join([*parts, "</g>"])
 
 
-def _text(x: float, y: float, text: str, classes: str) -> str:
-    return f'<text x="{x}" y="{y}" class="{classes}">{escaped(text)}</text>' if text else ""
+def text(x: float, y: float, words: str, classes: str) -> str:
+    """An SVG text; nothing if there are no words."""
+    return f'<text x="{x}" y="{y}" class="{classes}">{escaped(words)}</text>' if words else ""
 
 
 def data_uri(image: np.ndarray) -> str:

@@ -10,14 +10,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from brittle.measures import Flips, Mean, Share
-from brittle.report import claims
+from torch import Tensor
+
+from brittle.measures import Flips, Mean, Robustness, Share
 from brittle.report.contents import Attack, Found, Model, Report
 from brittle.report.gradients import Split, splits
 from brittle.report.samples import Sample, samples
-from brittle.report.verdicts import verdict_sentences
+from brittle.report.sizes import NORMS
+from brittle.report.verdicts import stated, verdict_sentences
 
 FORMAT = 1  # raise it when a key of results.json changes its meaning or goes away
+
+_KEYS = {0.0: "l0", 2.0: "l2", math.inf: "linf"}  # of `mean_change`
 
 COLUMNS = [
     "model",
@@ -42,6 +46,13 @@ COLUMNS = [
     "failures",
     "forwards_mean",
     "backwards_mean",
+    "norm",
+    "size_mean",
+    "size_low",
+    "size_high",
+    "size_median",
+    "size_max",
+    "wrong_before",
 ]
 
 
@@ -77,7 +88,7 @@ def _contents(report: Report) -> dict[str, Any]:
         },
         "seeds": report.seeds,
         "verdicts": verdict_sentences(report),
-        "claims": [asdict(claim) for claim in claims.of(report.paper)(report)] if report.paper else [],
+        "claims": [asdict(claim) for claim in stated(report)],
         "models": [_model(model) for model in report.models],
         "gradients": [_split(split) for split in splits(report)],
         "samples": [_sample(sample) for sample in samples(report)],
@@ -163,7 +174,13 @@ def _attack(attack: Attack) -> dict[str, Any]:
         "options": attack.options,
         "rows": len(attack.rows),
         "complete": attack.complete,
-        "arithmetic": {name: _found(found) for name, found in attack.found.items()},
+        "norm": NORMS[attack.norm],
+        "over_temperature": attack.over_temperature,
+        "targeted": attack.targeted,
+        "arithmetic": {
+            name: _found(found) | {"robustness": _robustness(attack.robustness[name]) if attack.sized else None}
+            for name, found in attack.found.items()
+        },
     }
 
 
@@ -173,10 +190,21 @@ def _found(found: Found) -> dict[str, Any]:
         "wrong_before": int(found.trivial.sum()),
         "flips": None if found.flips is None else _flips(found.flips),
         "success_by_pixels": None if found.curve is None else found.curve.tolist(),
-        "mean_change": found.sizes,
+        "mean_change": {_KEYS[p]: _fooled_mean(sizes) for p, sizes in found.sizes.items()},
         "forwards_mean": found.forwards,
         "backwards_mean": found.backwards,
     }
+
+
+def _fooled_mean(sizes: Tensor) -> float:
+    """Over the rows that were right before and were fooled; NaN if there are none."""
+    return float(sizes[(sizes > 0) & sizes.isfinite()].mean())
+
+
+def _robustness(found: Robustness) -> dict[str, Any]:
+    """In the attack's norm; `over_all` counts rows that were wrong before as 0, none counts those that withstood."""
+    means = {name: _mean(getattr(found, name)) for name in ("mean", "median", "maximum", "over_all")}
+    return means | {"wrong_before": found.trivial, "withstood": found.failures}
 
 
 def _share(share: Share) -> dict[str, Any]:
@@ -216,14 +244,14 @@ def _lines(model: Model) -> Iterator[dict[str, Any]]:
     if model.measured is not None:
         named |= {"accuracy": model.measured.accuracy.value, "saturated": model.measured.saturated.value}
     lines = [
-        named | {"attack": attack.label, "arithmetic": "" if name == "result" else name} | _numbers(found)
+        named | {"attack": attack.label, "arithmetic": "" if name == "result" else name} | _numbers(attack, found)
         for attack in model.attacks
         for name, found in attack.found.items()
     ]
     yield from lines or [named]
 
 
-def _numbers(found: Found) -> dict[str, Any]:
+def _numbers(attack: Attack, found: Found) -> dict[str, Any]:
     success = found.success
     low, high = success.interval
     numbers = {
@@ -236,7 +264,14 @@ def _numbers(found: Found) -> dict[str, Any]:
         "failures": success.total - success.count,
         "forwards_mean": found.forwards,
         "backwards_mean": found.backwards,
+        "norm": NORMS[attack.norm],
+        "wrong_before": int(found.trivial.sum()),
     }
+    if attack.sized:
+        robustness = attack.robustness[found.arithmetic]
+        low, high = robustness.mean.interval
+        numbers |= {"size_mean": robustness.mean.value, "size_low": low, "size_high": high}
+        numbers |= {"size_median": robustness.median.value, "size_max": robustness.maximum.value}
     if found.flips is not None:
         flips = _flips(found.flips)
         numbers |= {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from brittle.report.contents import BOTH, Model, Report
+from brittle.report.contents import BOTH, Model, Report, remembered
 from brittle.report.pictures import largest_of, mean_of
 from brittle.softmax import SignedLog
 
@@ -22,6 +22,7 @@ class Sample:
     pixels: Mapping[tuple[str, str], int | None]  # by attack and arithmetic: how many were set; None: it withstood
 
 
+@remembered
 def samples(report: Report) -> list[Sample]:
     """One image a class and every model that is measured: those whose saliency maps are kept."""
     if report.labels is None:

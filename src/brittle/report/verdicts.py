@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from brittle.measures import Share
-from brittle.report.contents import BOTH, Model, Report
+from brittle.measures import Mean, Share
+from brittle.report import claims, sizes
+from brittle.report.claims import Claim
+from brittle.report.contents import BOTH, Attack, Model, Report, remembered
+from brittle.report.lineage import plain
+from brittle.report.sizes import NORMS, apart
 
+FEW = 4  # networks that a sentence can name one by one
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -15,8 +20,18 @@ def higher(one: Share, other: Share) -> bool:
     return one.interval[0] > other.interval[1]  # NaN, of no rows, is above nothing
 
 
+@remembered
+def stated(report: Report) -> list[Claim]:
+    """What the study's paper says, and what became of it; empty without a paper."""
+    return claims.of(report.paper)(report) if report.paper else []
+
+
+@remembered
 def verdict_sentences(report: Report) -> list[str]:
-    """What the attacks show: models that only look robust first and together, then each other one by itself."""
+    """What the attacks show: models that only look robust first and together, then each other one by itself.
+
+    Attacks that look for the smallest change fool nearly every image: of them it says how large that change is.
+    """
     if not report.models:
         return ["The study has no models."]
     groups: dict[str, list[Model]] = {}
@@ -24,11 +39,27 @@ def verdict_sentences(report: Report) -> list[str]:
         groups.setdefault(model.label, []).append(model)
     looks = [label for label, models in groups.items() if _only_looks_robust(_pairs(models))]
     sentences = [_looks_robust(looks, [model for label in looks for model in groups[label]])] if looks else []
-    others = [label for label in groups if label not in looks]
-    others.sort(key=lambda label: not any(higher(exact, float32) for _, float32, exact in _pairs(groups[label])))
-    sentences += [_sentence(label, groups[label]) for label in others]
+    told = [label for label, models in groups.items() if _pairs(models) and label not in looks]
+    told.sort(key=lambda label: not any(higher(exact, float32) for _, float32, exact in _pairs(groups[label])))
+    sentences += [_sentence(label, groups[label]) for label in told]
     compared = _against_plain(report.models)
-    return [*sentences, *([compared] if compared else [])]
+    sentences += [compared] if compared else []
+    means = {attack: _means(groups, attack) for attack in sizes.labels(report)}
+    sentences += _about_sizes(report, {attack: found for attack, found in means.items() if found})
+    sized = {label for found in means.values() for label in found}
+    return sentences + _untold({label: groups[label] for label in groups if label not in {*looks, *told, *sized}})
+
+
+def _untold(groups: Mapping[str, Sequence[Model]]) -> list[str]:
+    """Networks of which nothing has been said: those of which the same is to say together."""
+    labels: dict[str, list[str]] = {}
+    for label, models in groups.items():
+        labels.setdefault(_without_pairs(models, "its"), []).append(label)
+    return [
+        f"{joined(names) if len(names) <= FEW else f'{len(names)} networks'}: "
+        f"{_without_pairs(groups[names[0]], 'its' if len(names) == 1 else 'their')}."
+        for names in labels.values()
+    ]
 
 
 def _pairs(models: Sequence[Model]) -> list[tuple[str, Share, Share]]:
@@ -60,8 +91,6 @@ def _looks_robust(labels: Sequence[str], models: Sequence[Model]) -> str:
 
 def _sentence(label: str, models: Sequence[Model]) -> str:
     pairs = _pairs(models)
-    if not pairs:
-        return f"{label}: {_without_pairs(models)}."
     worse = sum(higher(exact, float32) for _, float32, exact in pairs)
     numbers = (
         f"{_attacks(pairs)} {_fool(pairs)} of its images in float32 and {spread([e for _, _, e in pairs])} in exact "
@@ -75,7 +104,7 @@ def _sentence(label: str, models: Sequence[Model]) -> str:
     return f"{label}: the arithmetic makes no difference that these rows could show: {numbers}."
 
 
-def _without_pairs(models: Sequence[Model]) -> str:
+def _without_pairs(models: Sequence[Model], its: str) -> str:
     single = [
         found.success
         for model in models
@@ -84,20 +113,22 @@ def _without_pairs(models: Sequence[Model]) -> str:
         if found.success.total
     ]
     if single:
-        return f"the attacks fool {spread(single)} of its images; float32 and exact arithmetic were not both tried"
-    return "no attack is finished yet" if any(model.attacks for model in models) else "it was not attacked"
+        return f"the attacks fool {spread(single)} of {its} images; float32 and exact arithmetic were not both tried"
+    if any(model.attacks for model in models):
+        return "no attack is finished yet"
+    return "it was not attacked" if its == "its" else "they were not attacked"
 
 
 def _against_plain(models: Sequence[Model]) -> str:
     """Whether models that are defended are harder to fool, computed exactly, than those that are not."""
-    plain = [model for model in models if model.temperature == 1 and model.teacher is None]
-    defended = [model for model in models if model not in plain]
-    plain_labels = list(dict.fromkeys(model.label for model in plain))
+    undefended = [model for model in models if model.temperature == 1 and model.teacher is None]
+    defended = [model for model in models if model not in undefended]
+    plain_labels = list(dict.fromkeys(model.label for model in undefended))
     if len(plain_labels) != 1 or not defended:
         return ""
     compared, harder = set(), set()
     for model in defended:
-        for other in plain:
+        for other in undefended:
             if other.seed != model.seed:
                 continue
             shares = {label: exact for label, _, exact in _pairs([other])}
@@ -111,6 +142,97 @@ def _against_plain(models: Sequence[Model]) -> str:
         return ""
     names = joined(list(dict.fromkeys(none)), "or")
     return f"In exact arithmetic no attack finds {names} harder to fool than {plain_labels[0]}."
+
+
+# Smallest changes ---------------------------------------------------------------------------------------------------
+
+
+def _means(groups: Mapping[str, Sequence[Model]], attack: str) -> dict[str, Mean]:
+    """By model label, the mean smallest change over all seeds; without those of which no image was fooled."""
+    found = {label: sizes.together(sizes.of(models, attack)) for label, models in groups.items()}
+    return {label: mean for label, mean in found.items() if mean.rows}
+
+
+def _about_sizes(report: Report, means: Mapping[str, Mapping[str, Mean]]) -> list[str]:
+    attacks = {attack.label: attack for model in report.models for attack in model.attacks}
+    straight = {label: found for label, found in means.items() if not attacks[label].over_temperature} or means
+    compared = _larger_than_plain(plain(report), straight)
+    said = [_smallest(attacks[label], found, _withstood(report, label)) for label, found in straight.items()]
+    for label, found in means.items():
+        for other in straight:
+            if label not in straight and attacks[other].function == attacks[label].function:
+                said += _scaled(other, means[other], found)
+    return ([compared] if compared else []) + said
+
+
+def _scaled(attack: str, straight: Mapping[str, Mean], over: Mapping[str, Mean]) -> list[str]:
+    """Networks that the same attack breaks with smaller changes when their logits are divided by T."""
+    weaker = [label for label in over if label in straight and apart(straight[label], over[label]) == 1]
+    if not weaker:
+        return []
+    one = max(weaker, key=lambda label: straight[label].value - over[label].value)
+    look = "looks" if len(weaker) == 1 else "look"
+    names = _begun(_named(weaker, len(over)), weaker)
+    return [
+        f"{names} only {look} as robust as {attack} shows: on the logits over T it finds smaller changes, "
+        f"{sizes.phrase(over[one])} instead of "
+        f"{sizes.phrase(straight[one])}{f' for {one}' if len(weaker) > 1 else ''}."
+    ]
+
+
+def _larger_than_plain(base: str | None, means: Mapping[str, Mapping[str, Mean]]) -> str:
+    """Which networks need larger changes than the plain one, as far as their intervals lie apart."""
+    compared: dict[str, list[int]] = {}
+    for found in means.values():
+        plain_mean = found.get(base) if base else None
+        for label, mean in found.items():
+            if plain_mean is not None and label != base:
+                compared.setdefault(label, []).append(apart(mean, plain_mean))
+    if not compared:
+        return ""
+    tried = max(map(len, compared.values()))
+    by_every = "" if tried == 1 else f", by {'both' if tried == 2 else f'each of {number(tried)}'} attacks"
+    more = [label for label, signs in compared.items() if min(signs) == 1]
+    less = [label for label, signs in compared.items() if max(signs) == -1]
+    rest = len(compared) - len(more) - len(less)
+    if not more and not less:
+        alike = "differs" if tried == 1 else "differs under every attack"
+        return f"No network {alike} from {base} in how large a change fools it, as far as these images can show."
+    parts = [
+        f"{_named(labels, len(compared))} {'needs' if len(labels) == 1 else 'need'} {words} changes than {base}"
+        for labels, words in ((more, "larger"), (less, "smaller"))
+        if labels
+    ]
+    unlike = f"; for the other {number(rest)} that cannot be said" if rest else ""
+    return f"{_begun(' and '.join(parts), more or less)} to be fooled{by_every}{unlike}."
+
+
+def _named(labels: Sequence[str], of: int) -> str:
+    if len(labels) <= FEW:
+        return joined(labels)
+    if len(labels) == of:
+        return f"all {number(of)} other networks"
+    return f"{number(len(labels))} of the {number(of)} other networks"
+
+
+def _begun(text: str, labels: Sequence[str]) -> str:
+    """With a capital, unless it begins with the name of a model."""
+    return text if len(labels) <= FEW else text[0].upper() + text[1:]
+
+
+def _smallest(attack: Attack, means: Mapping[str, Mean], withstood: int) -> str:
+    """The mean of each network, or of the two that lie farthest apart."""
+    said = f"In {NORMS[attack.norm]}, the smallest changes that {attack.label} finds are on average"
+    if len(means) <= FEW:
+        said = f"{said} {joined([f'{sizes.phrase(mean)} for {label}' for label, mean in means.items()])}"
+    else:
+        low, high = (choose(means, key=lambda label: means[label].value) for choose in (min, max))
+        said = f"{said} between {sizes.phrase(means[low])} for {low} and {sizes.phrase(means[high])} for {high}"
+    return f"{said}, without {withstood} images that withstood." if withstood else f"{said}."
+
+
+def _withstood(report: Report, attack: str) -> int:
+    return sum(one.robustness[name].failures for one, name in sizes.of(report.models, attack))
 
 
 # Words --------------------------------------------------------------------------------------------------------------

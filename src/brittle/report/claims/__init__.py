@@ -20,7 +20,7 @@ from typing import Literal
 
 from brittle.errors import unknown
 from brittle.measures import Mean, Share
-from brittle.report.contents import Report
+from brittle.report.contents import BOTH, Report
 
 Verdict = Literal["holds", "artefact of float32", "does not hold", "not tested"]
 
@@ -46,6 +46,10 @@ class Number:
         """A mean, or what was estimated like one, `scale` times."""
         low, high = mean.interval
         return cls(scale * mean.value, scale * low, scale * high, unit, digits)
+
+    def meets(self, low: float, high: float) -> bool:
+        """Whether its interval and that from `low` to `high` have a number in common."""
+        return self.low <= high and self.high >= low
 
     def __str__(self) -> str:
         if math.isnan(self.value):
@@ -83,6 +87,24 @@ def judged(float32: bool | None, exact: bool | None) -> Verdict:
     if exact:
         return "holds"
     return "artefact of float32" if float32 else "does not hold"
+
+
+def both(test: Callable[[str], tuple[Number, bool] | None]) -> tuple[Number | None, Number | None, Verdict]:
+    """What a test finds in float32 and exactly, and the verdict."""
+    float32, exact = (test(arithmetic) for arithmetic in BOTH)
+    verdict = judged(float32 and float32[1], exact and exact[1])
+    return float32 and float32[0], exact and exact[0], verdict
+
+
+def once(number: Number | None, holds: Callable[[Number], bool]) -> tuple[None, Number | None, Verdict]:
+    """A quantity that no arithmetic of the attack bears on, and the verdict."""
+    known = number is not None and not math.isnan(number.value)
+    return None, number, judged(None, holds(number) if known and number else None)
+
+
+def p_value(p: float) -> str:
+    """'0.03', 'below 0.001'."""
+    return "–" if math.isnan(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def names() -> list[str]:

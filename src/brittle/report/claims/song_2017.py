@@ -14,8 +14,8 @@ from torch import Tensor
 
 from brittle import measures
 from brittle.measures import Share
-from brittle.report.claims import Claim, Number, Verdict, judged
-from brittle.report.contents import BOTH, Found, Model, Report
+from brittle.report.claims import Claim, Number, Verdict, both, once, p_value
+from brittle.report.contents import Found, Model, Report
 
 T = 20.0  # the paper's only temperature
 ROLES = ("standard", "tempered", "distilled")
@@ -89,21 +89,19 @@ class _Song:
         return f"over {counted} images, seed{'s' if len(self.seeds) > 1 else ''} {seeds}"
 
 
-def _both(test: Callable[[str], tuple[Number, bool] | None]) -> tuple[Number | None, Number | None, Verdict]:
-    """What a test finds in float32 and exactly, and the verdict."""
-    float32, exact = (test(arithmetic) for arithmetic in BOTH)
-    verdict = judged(float32 and float32[1], exact and exact[1])
-    return float32 and float32[0], exact and exact[0], verdict
+def _success(
+    song: _Song, algorithm: int, role: str, holds: Callable[[Number], bool]
+) -> tuple[Number | None, Number | None, Verdict]:
+    """How many images an algorithm fools, in both arithmetics, and the verdict."""
 
+    def test(arithmetic: str) -> tuple[Number, bool] | None:
+        fooled = song.fooled(algorithm, arithmetic)[role]
+        if not len(fooled):
+            return None
+        number = Number.percent(measures.share(fooled))
+        return number, holds(number)
 
-def _once(number: Number | None, holds: Callable[[Number], bool]) -> tuple[None, Number | None, Verdict]:
-    """A quantity that no arithmetic of the attack bears on, and the verdict."""
-    known = number is not None and not math.isnan(number.value)
-    return None, number, judged(None, holds(number) if known and number else None)
-
-
-def _overlaps(number: Number, low: float, high: float) -> bool:
-    return number.low <= high and number.high >= low
+    return both(test)
 
 
 # Section 5: accuracy ------------------------------------------------------------------------------------------------
@@ -120,7 +118,7 @@ def _accuracies(song: _Song) -> list[Claim]:
                 f"The {role} network reads {percent} % of the test images right.",
                 "section 5, (5) to (7)",
                 f"{percent} %",
-                *_once(number, lambda n, p=percent: n.high >= p),
+                *once(number, lambda n, p=percent: n.high >= p),
                 f"Holds if the interval reaches it; {song.over(len(right))}.",
             )
         )
@@ -130,8 +128,8 @@ def _accuracies(song: _Song) -> list[Claim]:
             "The tempered network is a bit more accurate than the distilled one.",
             "section 5",
             "0.27 points",
-            *_once(Number.of(pair.difference, "points", scale=100, digits=2), lambda n: n.low > 0),
-            f"Holds if the interval lies above 0; McNemar's p = {_p(pair.p)}, {song.over(pair.difference.rows)}.",
+            *once(Number.of(pair.difference, "points", scale=100, digits=2), lambda n: n.low > 0),
+            f"Holds if the interval lies above 0; McNemar's p = {p_value(pair.p)}, {song.over(pair.difference.rows)}.",
         )
     )
     return rows
@@ -150,14 +148,7 @@ def _right(song: _Song, role: str) -> Tensor:
 
 def _attacks_on_standard(song: _Song) -> list[Claim]:
     def success(algorithm: int, low: float, high: float) -> tuple[Number | None, Number | None, Verdict]:
-        def test(arithmetic: str) -> tuple[Number, bool] | None:
-            fooled = song.fooled(algorithm, arithmetic)["standard"]
-            if not len(fooled):
-                return None
-            number = Number.percent(measures.share(fooled))
-            return number, _overlaps(number, low, high)
-
-        return _both(test)
+        return _success(song, algorithm, "standard", lambda number: number.meets(low, high))
 
     def rows(algorithm: int) -> str:
         return song.over(len(song.fooled(algorithm, "exact")["standard"]))
@@ -202,14 +193,14 @@ def _more_from_an_image(song: _Song) -> Claim:
         if not len(one) or len(one) != len(other):
             return None
         pair = measures.paired(one, other)
-        notes.append(f"{_p(pair.p)} {arithmetic}")
+        notes.append(f"{p_value(pair.p)} {arithmetic}")
         return Number.of(pair.difference, "points", scale=100), pair.difference.interval[0] > 0
 
     return Claim(
         "Algorithm 2, which also uses falling losses, fools more images than algorithm 1.",
         "section 3.2",
         "66 → 95 %",
-        *_both(test),
+        *both(test),
         f"Holds if the difference lies above 0; McNemar's p: {', '.join(notes) or '–'}.",
     )
 
@@ -238,7 +229,7 @@ def _fewer_pixels(song: _Song) -> Claim:
         counts.append(f"{mean.rows:,}".replace(",", " "))
         return Number.of(mean, "pixels"), mean.interval[0] > 0
 
-    float32, exact, verdict = _both(test)
+    float32, exact, verdict = both(test)
     return Claim(
         "Algorithm 4, with a new map after each pixel, is more effective than algorithm 2: it needs fewer pixels.",
         "section 3.2; not run by the author",
@@ -254,16 +245,6 @@ def _fewer_pixels(song: _Song) -> Claim:
 
 
 def _defences(song: _Song) -> list[Claim]:
-    def success(role: str) -> tuple[Number | None, Number | None, Verdict]:
-        def test(arithmetic: str) -> tuple[Number, bool] | None:
-            fooled = song.fooled(2, arithmetic)[role]
-            if not len(fooled):
-                return None
-            number = Number.percent(measures.share(fooled))
-            return number, number.low <= 1.4
-
-        return _both(test)
-
     def times_harder(role: str, arithmetic: str) -> tuple[Number, bool] | None:
         fooled = song.fooled(2, arithmetic)
         if not len(fooled[role]):
@@ -285,7 +266,7 @@ def _defences(song: _Song) -> list[Claim]:
             f"Algorithm 2 fools {percent} % of the images of the {role} network.",
             "section 5; under 1.4 % in its last paragraph",
             f"{percent} %",
-            *success(role),
+            *_success(song, 2, role, lambda number: number.low <= 1.4),
             f"Holds if the interval reaches down to 1.4 %; {over}.",
         )
         for role, percent in (("distilled", 1.31), ("tempered", 0.81))
@@ -295,7 +276,7 @@ def _defences(song: _Song) -> list[Claim]:
             f"The {role} network is many times harder to fool than the standard one.",
             "table 2, which prints the inverse; a factor of 10 in the abstract",
             f"{times} times",
-            *_both(lambda arithmetic, role=role: times_harder(role, arithmetic)),
+            *both(lambda arithmetic, role=role: times_harder(role, arithmetic)),
             f"Success on the standard network over that on the {role} one; holds if the interval reaches 10; {over}.",
         )
         for role, times in (("distilled", 29.8), ("tempered", 44.1))
@@ -305,7 +286,7 @@ def _defences(song: _Song) -> list[Claim]:
             "It is the temperature, not distillation, that makes the network robust.",
             "title, section 5",
             "−0.5 points",
-            *_both(temperature_decides),
+            *both(temperature_decides),
             "Success on the tempered network less that on the distilled one; holds if the tempered network is 10 times "
             f"harder to fool than the standard one and no easier than the distilled one; {over}.",
         )
@@ -327,21 +308,21 @@ def _gradients(song: _Song) -> list[Claim]:
             "Training at T = 20 makes the loss gradient of an image smaller by a factor of at least 10¹⁰.",
             "abstract; appendices A and B: from 9.8e−5 to 8.7e−38, 33 decades",
             "10 to 33 decades",
-            *_once(Number.of(fall, "decades"), lambda n: n.low >= 10),
+            *once(Number.of(fall, "decades"), lambda n: n.low >= 10),
             f"Fall of log₁₀ max |dL/dx| from the standard to the tempered network, over {fall.rows} images.",
         ),
         Claim(
             "At T = 20 the average gradient is about 10⁻⁶⁰.",
             "section 4",
             "log₁₀ = −60",
-            *_once(Number.of(measures.mean(at_1), ""), lambda n: _overlaps(n, -65, -55)),
+            *once(Number.of(measures.mean(at_1), ""), lambda n: n.meets(-65, -55)),
             f"Mean of log₁₀ mean |dF/dx|, computed exactly; holds if between −65 and −55; {song.over(len(at_1))}.",
         ),
         Claim(
             "Only about 30 % of the images can be used at T = 20: the others underflow.",
             "section 4",
             "30 %",
-            *_once(Number.percent(usable) if usable.total else None, lambda n: _overlaps(n, 25, 35)),
+            *once(Number.percent(usable) if usable.total else None, lambda n: n.meets(25, 35)),
             "Test images whose float32 gradient is not exactly 0; holds if between 25 and 35 %. "
             f"{_losses(song, 'tempered')}.",
         ),
@@ -349,7 +330,7 @@ def _gradients(song: _Song) -> list[Claim]:
             "It is the factor 1/T of the softmax that makes the gradient small.",
             "section 4, (4)",
             "1/T",
-            *_once(
+            *once(
                 Number.of(measures.mean(plain - at_t), "decades"),
                 lambda n: n.high >= 0.5 * measures.mean(total).value,
             ),
@@ -407,8 +388,3 @@ def _losses(song: _Song, role: str) -> str:
 
 def _measured(models: dict[int, Model], seeds: Sequence[int]) -> list:
     return [models[seed].measured for seed in seeds if models[seed].measured is not None]
-
-
-def _p(p: float) -> str:
-    """'0.03', 'below 0.001'."""
-    return "–" if math.isnan(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,243 @@
+"""A study -> its cells: every point of every grid, parents before children."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from brittle import naming
+from brittle.cells import Cell, first_of_each_class
+from brittle.data import Data
+from brittle.distillation import generation_seed
+from brittle.errors import InputError
+from brittle.study import Attack, Study, chosen, listed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's cells, parents before children, and the record by which a report finds them again."""
+
+    cells: tuple[Cell, ...]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One point of a model's grid: its values along the axes, and its cell."""
+
+    axes: Mapping[str, Any]
+    generation: int
+    temperature: float
+    cell: Cell
+
+
+def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[str, Cell] | None = None) -> Plan:
+    """All cells of a study.
+
+    Args:
+        study: what to do.
+        data: the data set that `study.data` names; only its digest and its test labels are used.
+        device: kind of device, 'cpu' or 'cuda'.
+        dtype: of training, 'float32' or 'bfloat16'.
+        given: models that exist already, by their name in the study: `train` or `adopt` cells.
+    """
+    given = given or {}
+    environment = {"device": device}
+    trained = {"device": device, "dtype": dtype}
+    select = Cell("select rows", "select", {"rows": study.rows}, digest=data.digest, place=study.data)
+    cells: list[Cell] = [select]
+    models: list[dict[str, Any]] = []
+    for seed in study.seeds:
+        variants: dict[str, list[_Variant]] = {}
+        for name in _teachers_first(study):
+            if name in given:
+                temperature = float(given[name].params.get("temperature", 1.0))
+                variants[name] = [_Variant({}, 0, temperature, given[name])]
+                cells.append(given[name])
+                continue
+            variants[name] = list(_variants(study, name, seed, variants, data.digest, trained))
+            cells += [cell for v in variants[name] for cell in (*v.cell.parents.values(), v.cell)]
+        for name in study.models:
+            for variant in variants[name]:
+                entry, follow = _follow(study, name, variant, seed, select, data, environment)
+                models.append(entry)
+                cells += follow
+    record = {
+        "name": study.name,
+        "title": study.title,
+        "about": study.about,
+        "study": study.model_dump(mode="json", exclude_defaults=True),
+        "digest": data.digest,
+        "rows": select.key,
+        "models": models,
+    }
+    unique = {cell.key: cell for cell in cells}
+    ordered = sorted(unique.values(), key=lambda cell: _STAGES[cell.function])  # stable: parents stay before children
+    return Plan(tuple(ordered), record)
+
+
+_STAGES = {"select": 0, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 3}
+
+
+def _follow(
+    study: Study,
+    name: str,
+    variant: _Variant,
+    seed: int,
+    select: Cell,
+    data: Data,
+    environment: Mapping[str, str],
+) -> tuple[dict[str, Any], list[Cell]]:
+    """What is done with a trained model: what a report must know of it, and the cells that measure and attack it."""
+    label = _label(name, variant.axes)
+    measure = Cell(
+        f"measure {label}, seed {seed}",
+        "measure",
+        {"temperature": variant.temperature},
+        {"model": variant.cell, "rows": select},
+        digest=data.digest,
+        place=study.data,
+        environment=environment,
+    )
+    attacks = list(_attacks(study, name, variant, seed, select, data, environment))
+    entry = {
+        "name": name,
+        "label": label,
+        "axes": dict(variant.axes),
+        "seed": seed,
+        "temperature": variant.temperature,
+        "teacher": study.models[name].teacher,
+        "train": variant.cell.key,
+        "measure": measure.key,
+        "attacks": [attack | {"cells": [shard.key for shard in shards]} for attack, shards in attacks],
+    }
+    return entry, [measure, *(shard for _, shards in attacks for shard in shards)]
+
+
+def _teachers_first(study: Study) -> list[str]:
+    """Model names with every teacher before its students."""
+    order: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise InputError(f"models teach each other in a circle: {' -> '.join((*path, name))}")
+        teacher = study.models[name].teacher
+        if teacher is not None:
+            visit(teacher, (*path, name))
+        if name not in order:
+            order.append(name)
+
+    for name in study.models:
+        visit(name, ())
+    return order
+
+
+def _variants(
+    study: Study,
+    name: str,
+    seed: int,
+    known: Mapping[str, list[_Variant]],
+    digest: str,
+    environment: Mapping[str, str],
+) -> Iterator[_Variant]:
+    """Every point of a model's grid. A student joins its teacher's grid on the axes that they share."""
+    model = study.models[name]
+    settings = chosen(study, model)
+    for teacher in known[model.teacher] if model.teacher else [None]:
+        for point, axes in _grid(settings):
+            if teacher and any(point.get(axis, value) != value for axis, value in teacher.axes.items() if axis in axes):
+                continue
+            axes = {**(teacher.axes if teacher else {}), **axes}
+            generation = teacher.generation + 1 if teacher else 0
+            label = f"{_label(name, axes)}, seed {seed}"
+            parents = {}
+            if teacher:
+                parents["labels"] = Cell(
+                    f"label for {label}",
+                    "label",
+                    {"temperature": teacher.temperature},
+                    {"teacher": teacher.cell},
+                    digest=digest,
+                    place=study.data,
+                    environment={"device": environment["device"]},
+                )
+            params = {**point, **_source(point["network"], naming.network), "seed": generation_seed(seed, generation)}
+            cell = Cell(f"train {label}", "train", params, parents, digest, study.data, environment)
+            yield _Variant(axes, generation, float(point["temperature"]), cell)
+
+
+def _source(path: str, resolve: Any) -> dict[str, str]:
+    """A foreign function's file is part of the key of what it makes."""
+    digest = naming.source_digest(resolve(path))
+    return {"code": digest} if digest else {}
+
+
+def _grid(settings: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every combination of the values that are lists: all settings, and those that vary."""
+    axes = [key for key, value in settings.items() if isinstance(value, list)]
+    for values in itertools.product(*(settings[axis] for axis in axes)):
+        point = dict(zip(axes, values, strict=True))
+        yield {**settings, **point}, point
+
+
+def _label(name: str, axes: Mapping[str, Any]) -> str:
+    short = {"temperature": "T"}
+    return " ".join(
+        [
+            name,
+            *(
+                f"{short.get(axis, axis)}={value:g}" if isinstance(value, float) else f"{short.get(axis, axis)}={value}"
+                for axis, value in axes.items()
+            ),
+        ]
+    )
+
+
+def _attacks(
+    study: Study, name: str, variant: _Variant, seed: int, select: Cell, data: Data, environment: Mapping[str, str]
+) -> Iterator[tuple[dict[str, Any], list[Cell]]]:
+    """For each point of the grid of each attack on a model: what a report must know of it, and its cells."""
+    for label, attack in study.attacks.items():
+        if name not in (attack.models or [name]) or seed not in (attack.seeds or [seed]):
+            continue
+        if attack.over_temperature and variant.temperature == 1:
+            continue
+        for options, axes in _grid(attack.model_extra or {}):
+            told = {
+                "function": attack.function,
+                "options": options,
+                "arithmetic": None if attack.arithmetic is None else listed(attack.arithmetic),
+            }
+            entry = {"name": label, "label": _label(label, axes), **told, "over_temperature": attack.over_temperature}
+            params = {**told, **_source(attack.function, naming.attack)}
+            if attack.targets:
+                params["targets"] = attack.targets
+            if attack.over_temperature:
+                params["temperature"] = variant.temperature
+            title = f"{entry['label']} on {_label(name, variant.axes)}, seed {seed}"
+            shards = [
+                Cell(
+                    title + note,
+                    "attack",
+                    params | rows,
+                    {"model": variant.cell, "rows": select},
+                    environment=environment,
+                )
+                for rows, note in _shards(study, attack, data)
+            ]
+            yield entry, shards
+
+
+def _shards(study: Study, attack: Attack, data: Data) -> Iterator[tuple[dict[str, Any], str]]:
+    """Which rows each cell of an attack is for, as its parameters have it and in words."""
+    count = len(data.test) if study.rows == "all" else min(int(study.rows), len(data.test))
+    if attack.rows == "one_a_class":
+        yield {"indices": first_of_each_class(data.test.labels[:count]).tolist()}, ", a row of each class"
+        return
+    stop_at = min(count, attack.rows or count)
+    size = attack.shard_rows or study.shard_rows
+    for start in range(0, stop_at, size):
+        stop = min(start + size, stop_at)
+        yield {"start": start, "stop": stop}, f", rows {start}..{stop - 1}" if stop_at > size else ""

@@ -1,0 +1,201 @@
+import pytest
+from problems import TABLES, blobs
+
+from brittle import study
+from brittle.errors import InputError
+from brittle.plan import expand
+
+
+def expanded(**tables):
+    return expand(study.check(TABLES | tables, "tiny"), blobs(), device="cpu", dtype="float32")
+
+
+def titles(plan, function):
+    return [cell.title for cell in plan.cells if cell.function == function]
+
+
+EARLIER = {  # of the train cells, in float32 on the CPU, as 0.1.0 had them before `decay_on`
+    "song-2017": [
+        "5a08d8f3dbe1cf1669e363bfc365abe7",
+        "b1b84add14a6b331b32da2786a094aac",
+        "01ee2e50dc0db1a81ea0db86d35d4ab0",
+    ],
+    "quickstart": [
+        "161475c0a32628c66024c4828410d3f1",
+        "a3fadcc0c522bd899499032b8a942d40",
+        "b2bc8dd40d7dde838a619f2d5dacf788",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_cells_that_earlier_versions_computed_are_found_again(name):
+    plan = expand(study.read(name), blobs(), device="cpu", dtype="float32")
+    assert [cell.key for cell in plan.cells if cell.function == "train"] == EARLIER[name]
+
+
+def test_the_settings_of_songs_code_reach_the_cells():
+    plan = expand(study.read("song-2017-code"), blobs(), device="cpu", dtype="float32")
+    trained = [cell.params for cell in plan.cells if cell.function == "train"]
+    assert [(params["temperature"], params["learning_rate"]) for params in trained] == [(1, 0.1), (20, 0.1), (20, 0.05)]
+    for params in trained:
+        assert (params["nesterov"], params["weight_decay"], params["decay_on"]) == (True, 0.02, "output")
+        assert params["network_options"] == {"dropout": 0.5, "pixel_scale": 255 / 256}
+    options = {cell.params["function"][-6:]: cell.params["options"] for cell in plan.cells if cell.function == "attack"}
+    for attack in ("song_2", "song_4"):
+        assert (options[attack]["signed"], options[attack]["darken"]) == (True, False)
+
+
+def test_the_sweep_has_fourteen_models_a_seed_and_each_student_the_teacher_of_its_own_temperature():
+    plan = expand(study.read("song-2017-sweep"), blobs(), device="cpu", dtype="float32")
+    temperatures = [1, 2, 5, 10, 20, 40, 100]
+    for seed in (0, 1, 2):
+        entries = [entry for entry in plan.record["models"] if entry["seed"] == seed]
+        for taught in (False, True):
+            assert [entry["temperature"] for entry in entries if bool(entry["teacher"]) == taught] == temperatures
+        assert len(entries) == 14
+    cells = {cell.key: cell for cell in plan.cells}
+    rates = {40.0: 0.2, 100.0: 0.5}
+    for entry in plan.record["models"]:
+        cell = cells[entry["train"]]
+        assert (cell.params["temperature"], cell.params["epochs"]) == (entry["temperature"], 3)
+        assert cell.params["learning_rate"] == rates.get(entry["temperature"], 0.1)
+        if entry["teacher"] is None:
+            assert (cell.params["seed"], cell.parents) == (entry["seed"], {})
+            continue
+        labels = cell.parents["labels"]
+        teacher = labels.parents["teacher"]
+        assert labels.params["temperature"] == teacher.params["temperature"] == entry["temperature"]
+        assert teacher.params["seed"] == entry["seed"]
+        assert not teacher.parents
+    assert sum(cell.function == "train" for cell in plan.cells) == 42
+
+
+def test_a_chain_has_its_own_seed_and_its_teachers_labels_in_every_generation():
+    plan = expand(study.read("mandal-guo", size="full"), blobs(), device="cpu", dtype="float32")
+    cells = {cell.key: cell for cell in plan.cells}
+    wanted = ("generation_7", 1, 30)
+    (entry,) = [e for e in plan.record["models"] if (e["name"], e["seed"], e["temperature"]) == wanted]
+    cell = cells[entry["train"]]
+    for generation in range(6, 0, -1):
+        assert (cell.params["seed"], cell.params["temperature"]) == (1 + 1000 * generation, 30)
+        assert cell.parents["labels"].params == {"temperature": 30}
+        cell = cell.parents["labels"].parents["teacher"]
+    assert cell.params["seed"] == 1
+    assert not cell.parents
+
+
+def test_an_attack_can_be_for_some_models_and_seeds_only():
+    attack = TABLES["attacks"]["song_1"] | {"models": ["plain", "student"], "seeds": [1]}
+    plan = expanded(attacks={"song_1": attack}, seeds=[0, 1])
+    attacked = [(e["name"], e["seed"]) for e in plan.record["models"] if e["attacks"]]
+    assert attacked == [("plain", 1), ("student", 1)]
+
+
+def test_logits_over_the_temperature_are_attacked_where_there_is_one():
+    plan = expanded(attacks={"over": {"function": "brittle.attacks.carlini_l2", "over_temperature": True}})
+    cells = [cell for cell in plan.cells if cell.function == "attack"]
+    assert [(c.title.split(",")[0], c.params["temperature"]) for c in cells] == [
+        ("over on tempered", 20),
+        ("over on student", 20),
+    ]
+    assert [a["over_temperature"] for e in plan.record["models"] for a in e["attacks"]] == [True, True]
+
+
+def test_a_row_of_each_class_can_be_turned_into_every_other():
+    attack = {"function": "brittle.attacks.carlini_l2", "rows": "one_a_class", "targets": "every"}
+    plan = expanded(attacks={"every": attack}, rows="all")
+    labels = blobs().test.labels
+    for cell in plan.cells:
+        if cell.function == "attack":
+            first = [labels.tolist().index(label) for label in (0, 1, 2)]
+            assert cell.params["targets"] == "every"
+            assert cell.params["indices"] == first
+
+
+def test_parents_come_before_their_children():
+    seen = set()
+    for cell in expanded(seeds=[0, 1]).cells:
+        assert {parent.key for parent in cell.parents.values()} <= seen
+        seen.add(cell.key)
+
+
+def test_models_that_teach_each_other_in_a_circle_are_refused():
+    with pytest.raises(InputError, match="in a circle: a -> b -> a"):
+        expanded(models={"a": {"teacher": "b"}, "b": {"teacher": "a"}})
+
+
+def test_a_list_makes_a_grid():
+    plan = expanded(training={"epochs": [1, 2], "learning_rate": [0.1, 0.2]}, models={"plain": {}}, attacks={})
+    assert titles(plan, "train") == [
+        f"train plain epochs={epochs} learning_rate={rate}, seed 0" for epochs in (1, 2) for rate in (0.1, 0.2)
+    ]
+
+
+def test_a_student_joins_its_teachers_grid_where_they_share_an_axis():
+    models = {"teacher": {"temperature": [5.0, 10.0]}, "student": {"temperature": [5.0, 10.0], "teacher": "teacher"}}
+    plan = expanded(models=models, attacks={})
+    students = [cell for cell in plan.cells if cell.title.startswith("train student")]
+    assert [cell.params["temperature"] for cell in students] == [5, 10]
+    for cell in students:
+        assert cell.parents["labels"].parents["teacher"].params["temperature"] == cell.params["temperature"]
+
+
+def test_a_student_at_one_temperature_has_each_point_of_its_teachers_grid_for_a_teacher():
+    models = {"teacher": {"temperature": [5.0, 10.0]}, "student": {"temperature": 1.0, "teacher": "teacher"}}
+    assert titles(expanded(models=models, attacks={}), "train")[-2:] == [
+        "train student T=5, seed 0",
+        "train student T=10, seed 0",
+    ]
+
+
+def test_rows_are_attacked_in_shards():
+    plan = expanded(models={"plain": {}}, rows=5, shard_rows=2)
+    shards = [(cell.params["start"], cell.params["stop"]) for cell in plan.cells if cell.function == "attack"]
+    assert shards == [(0, 2), (2, 4), (4, 5)]
+
+
+def test_no_more_rows_are_attacked_than_there_are():
+    plan = expanded(models={"plain": {}}, rows=10**6, shard_rows=10**6)
+    assert [cell.params["stop"] for cell in plan.cells if cell.function == "attack"] == [len(blobs().test)]
+
+
+def test_a_key_changes_with_what_is_computed_and_with_nothing_else():
+    def key(plan):
+        return next(cell.key for cell in plan.cells if cell.title.startswith("train tempered"))
+
+    base = key(expanded())
+    assert key(expanded(title="Another", rows=3, name="other")) == base
+    models = TABLES["models"]
+    assert key(expanded(models=models | {"tempered": {"temperature": 21.0}})) != base
+    assert key(expanded(training={"epochs": 3})) != base
+    assert key(expanded(seeds=[1])) != base
+    other = expand(study.check(TABLES, "tiny"), blobs(), device="cpu", dtype="bfloat16")
+    assert key(other) != base
+
+
+def test_what_is_penalised_is_part_of_the_key_unless_it_is_what_always_was():
+    def key(model, **training):
+        return expanded(training={"weight_decay": 0.1, **training}, models={"plain": model}, attacks={}).cells[1].key
+
+    base = key({})
+    assert key({}, decay_on="weights") == base
+    assert key({"decay_on": "weights"}, decay_on="output") == base
+    assert key({}, decay_on="output") == key({"decay_on": "output"}) != base
+
+
+def test_what_is_penalised_may_be_a_list():
+    plan = expanded(training={"decay_on": ["weights", "output"]}, models={"plain": {}}, attacks={})
+    assert titles(plan, "train") == ["train plain decay_on=weights, seed 0", "train plain decay_on=output, seed 0"]
+
+
+def test_a_foreign_network_is_part_of_the_key(tmp_path, monkeypatch):
+    def key():
+        return expanded(models={"plain": {"network": "mynets_for_key.make"}}, attacks={}).cells[1].key
+
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "mynets_for_key.py"
+    file.write_text("from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))\n")
+    before = key()
+    file.write_text(file.read_text() + "# edited\n")
+    assert key() != before
