@@ -11,7 +11,18 @@ from problems import bits, condition, convnet, pictures
 from torch import nn
 
 from brittle.errors import InputError
-from brittle.networks import Scaled, build, frozen, logits_of, papernot_cifar, papernot_mnist, parameter_dtype
+from brittle.networks import (
+    Scaled,
+    build,
+    frozen,
+    lo_ding_faces,
+    logits_of,
+    mlp,
+    papernot_cifar,
+    papernot_mnist,
+    parameter_dtype,
+    pseudo_alexnet,
+)
 
 
 def conv(inputs: int, outputs: int) -> int:
@@ -180,3 +191,89 @@ def test_logits_pass_gradients_to_images_of_another_precision():
 def test_a_model_without_weights_counts_as_float32():
     assert parameter_dtype(nn.Flatten()) == torch.float32
     assert parameter_dtype(nn.Linear(2, 2).double()) == torch.float64
+
+
+# Lo and Ding's ------------------------------------------------------------------------------------------------------
+
+
+def conv5(inputs: int, outputs: int) -> int:
+    return inputs * outputs * 25 + outputs
+
+
+LO_DING = [
+    # 60 - 4 = 56, 28; 24, 12; 8, 4
+    (lo_ding_faces, {}, (1, 60, 60), 15, conv5(1, 5) + conv5(5, 8) + conv5(8, 10) + dense(160, 20) + dense(20, 15)),
+    # 36 - 4 = 32, 16; 12, 6; 2, 1
+    (
+        lo_ding_faces,
+        {"size": 36, "channels": 3, "classes": 4},
+        (3, 36, 36),
+        4,
+        conv5(3, 5) + conv5(5, 8) + conv5(8, 10) + dense(10, 20) + dense(20, 4),
+    ),
+    # 32, 16, 8, 4
+    (pseudo_alexnet, {}, (3, 32, 32), 10, conv5(3, 32) + conv5(32, 32) + conv5(32, 64) + dense(64 * 16, 10)),
+    # 28, 14, 7, 3
+    (
+        pseudo_alexnet,
+        {"size": 28, "channels": 1},
+        (1, 28, 28),
+        10,
+        conv5(1, 32) + conv5(32, 32) + conv5(32, 64) + dense(64 * 9, 10),
+    ),
+    (mlp, {}, (3, 32, 32), 10, dense(3072, 500) + dense(500, 10)),
+    (mlp, {"size": 28, "channels": 1, "classes": 7, "hidden": 9}, (1, 28, 28), 7, dense(784, 9) + dense(9, 7)),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "shape", "classes", "expected"), LO_DING)
+def test_lo_and_dings_networks_have_their_size(
+    make: Callable[..., nn.Sequential],
+    options: dict[str, int],
+    shape: tuple[int, int, int],
+    classes: int,
+    expected: int,
+):
+    network = make(**options)
+    assert sum(p.numel() for p in network.parameters()) == expected
+    assert network(torch.zeros(2, *shape)).shape == (2, classes)
+
+
+def test_lo_and_dings_networks_are_made_of_what_they_say():
+    def parts(network: nn.Sequential) -> list[str]:
+        return [type(layer).__name__ for layer in network]
+
+    assert parts(lo_ding_faces()) == [*["Conv2d", "Tanh", "MaxPool2d"] * 3, "Flatten", "Linear", "Tanh", "Linear"]
+    assert parts(pseudo_alexnet()) == [*["Conv2d", "ReLU", "MaxPool2d"] * 3, "Flatten", "Linear"]
+    assert parts(mlp()) == ["Flatten", "Linear", "Tanh", "Linear"]
+    assert [name for name, _ in lo_ding_faces().named_children()][:4] == ["conv1", "tanh1", "pool1", "conv2"]
+
+
+@pytest.mark.parametrize("size", range(8, 40))
+def test_pseudo_alexnet_takes_every_size_from_eight_on(size: int):
+    assert pseudo_alexnet(size=size, channels=1)(torch.zeros(1, 1, size, size)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("make", [lo_ding_faces, pseudo_alexnet, mlp])
+def test_lo_and_dings_weights_fill_glorots_interval_and_biases_are_zero(make: Callable[[], nn.Sequential]):
+    for layer in build(make, seed=0).modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            outputs, inputs, *window = layer.weight.shape
+            bound = math.sqrt(6 / ((inputs + outputs) * math.prod(window)))
+            assert 0.9 * bound < layer.weight.abs().max().item() <= bound * (1 + 1e-6)
+            assert layer.bias is not None
+            assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "match"),
+    [
+        (lambda: lo_ding_faces(size=35), "^this network needs images of at least 36 x 36 pixels, got size=35$"),
+        (lambda: pseudo_alexnet(size=7), "^this network needs images of at least 8 x 8 pixels, got size=7$"),
+        (lambda: mlp(size=0), "^size must be at least 1, got 0$"),
+        (lambda: mlp(hidden=0), "^hidden must be at least 1, got 0$"),
+    ],
+)
+def test_lo_and_dings_networks_refuse_what_is_too_small(attempt: Callable[[], nn.Sequential], match: str):
+    with pytest.raises(InputError, match=match):
+        attempt()

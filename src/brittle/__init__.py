@@ -11,14 +11,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from brittle import attacks, data, measures, networks, softmax
+    from brittle import attacks, data, measures, networks, softmax, transfer, units
     from brittle.distillation import distill, soft_labels
     from brittle.training import fit
 
-_MODULES = ("attacks", "data", "measures", "networks", "softmax")
+_MODULES = ("attacks", "data", "measures", "networks", "softmax", "transfer", "units")
 _FUNCTIONS = {"distill": "distillation", "soft_labels": "distillation", "fit": "training"}
 
-__all__ = ["attacks", "data", "distill", "fit", "measures", "networks", "soft_labels", "softmax"]
+__all__ = [
+    "attacks",
+    "data",
+    "distill",
+    "fit",
+    "measures",
+    "networks",
+    "soft_labels",
+    "softmax",
+    "transfer",
+    "units",
+]
 
 
 def __getattr__(name: str) -> Any:

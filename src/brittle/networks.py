@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -46,6 +47,99 @@ def papernot_cifar(
     Arguments, initial weights, result and errors as for `papernot_mnist`.
     """
     return _papernot(channels, classes, size, dropout, pixel_scale, maps=(64, 128), dense=256)
+
+
+def lo_ding_faces(*, channels: int = 1, classes: int = 15, size: int = 60) -> nn.Sequential:
+    """Three 5 x 5 convolutions (5, 8, 10), each with tanh and 2 x 2 max pooling, and 20 hidden tanh units.
+
+    Lo and Ding, section IV-A, on the Yale faces at 60 x 60; they train for 250 epochs at a learning rate of 0.1. What
+    they leave open is chosen as in the LeNet that they start from: convolutions are not padded, the hidden layer is
+    dense on the last maps, and a dense layer gives the logits. Weights are drawn by Glorot's uniform rule, which was
+    made for tanh; biases start at zero. As tanh rises, it does not matter whether it stands before or after the
+    pooling: a map's convolutional gradient and its knockout are the same in both.
+
+    Layers are named conv1, tanh1, pool1, ..., pool3, flatten, hidden, tanh4, logits.
+
+    Args:
+        channels: of the images.
+        classes: K, the number of logits.
+        size: height and width of the images, at least 36.
+
+    Returns:
+        A network (B, channels, size, size) in [0, 1] -> (B, classes).
+
+    Raises:
+        InputError: if size is below 36.
+    """
+    side, inputs, layers = size, channels, OrderedDict[str, nn.Module]()
+    for number, maps in enumerate((5, 8, 10), 1):
+        layers |= {f"conv{number}": nn.Conv2d(inputs, maps, 5), f"tanh{number}": nn.Tanh()}
+        layers[f"pool{number}"] = nn.MaxPool2d(2)
+        side, inputs = (side - 4) // 2, maps
+    if side < 1:
+        raise InputError(f"this network needs images of at least 36 x 36 pixels, got size={size}")
+    layers |= {"flatten": nn.Flatten(), "hidden": nn.Linear(inputs * side * side, 20), "tanh4": nn.Tanh()}
+    layers["logits"] = nn.Linear(20, classes)
+    return _glorot(nn.Sequential(layers))
+
+
+def pseudo_alexnet(*, channels: int = 3, classes: int = 10, size: int = 32) -> nn.Sequential:
+    """Three convolutions with ReLU and max pooling (32, 32, 64 maps) and a softmax classifier, for CIFAR-10.
+
+    Lo and Ding, section VII-A: Krizhevsky's quick CIFAR network, but for its average pooling and its contrast
+    normalisation; they train at a learning rate of 0.01 with a momentum of 0.9. What they leave open is as in that
+    network (cuda-convnet's `layers-80sec`): 5 x 5 convolutions padded by 2, and 3 x 3 pooling at a stride of 2 whose
+    last window may hang over the edge. Weights are drawn by Glorot's uniform rule and not, as there, from a normal
+    distribution of deviation 0.0001, from which nothing is learned for many epochs; biases start at zero.
+
+    Layers are named conv1, relu1, pool1, ..., pool3, flatten, logits.
+
+    Args:
+        channels: of the images.
+        classes: K, the number of logits.
+        size: height and width of the images, at least 8.
+
+    Returns:
+        A network (B, channels, size, size) in [0, 1] -> (B, classes).
+
+    Raises:
+        InputError: if size is below 8.
+    """
+    if size < 8:
+        raise InputError(f"this network needs images of at least 8 x 8 pixels, got size={size}")
+    side, inputs, layers = size, channels, OrderedDict[str, nn.Module]()
+    for number, maps in enumerate((32, 32, 64), 1):
+        layers |= {f"conv{number}": nn.Conv2d(inputs, maps, 5, padding=2), f"relu{number}": nn.ReLU()}
+        layers[f"pool{number}"] = nn.MaxPool2d(3, 2, ceil_mode=True)
+        side, inputs = math.ceil((side - 3) / 2) + 1, maps
+    layers |= {"flatten": nn.Flatten(), "logits": nn.Linear(inputs * side * side, classes)}
+    return _glorot(nn.Sequential(layers))
+
+
+def mlp(*, channels: int = 3, classes: int = 10, size: int = 32, hidden: int = 500) -> nn.Sequential:
+    """One hidden layer of tanh units: the network to which Lo and Ding, section X-B, transfer their masks.
+
+    They train it on CIFAR-10 at a learning rate of 0.1. Weights are drawn by Glorot's uniform rule, which they leave
+    open; biases start at zero. Layers are named flatten, hidden, tanh, logits.
+
+    Args:
+        channels: of the images.
+        classes: K, the number of logits.
+        size: height and width of the images, at least 1.
+        hidden: units of the hidden layer, at least 1.
+
+    Returns:
+        A network (B, channels, size, size) in [0, 1] -> (B, classes).
+
+    Raises:
+        InputError: if size or hidden is below 1.
+    """
+    for name, value in (("size", size), ("hidden", hidden)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    layers: dict[str, nn.Module] = {"flatten": nn.Flatten(), "hidden": nn.Linear(channels * size * size, hidden)}
+    layers |= {"tanh": nn.Tanh(), "logits": nn.Linear(hidden, classes)}
+    return _glorot(nn.Sequential(OrderedDict(layers)))
 
 
 class Scaled(nn.Module):
@@ -95,6 +189,11 @@ def _papernot(
         nn.Dropout(dropout),
         nn.Linear(dense, classes),
     )
+    return _glorot(network)
+
+
+def _glorot(network: nn.Sequential) -> nn.Sequential:
+    """The same network with weights drawn anew by Glorot's uniform rule, and biases of zero."""
     for layer in network:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

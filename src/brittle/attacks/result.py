@@ -23,7 +23,7 @@ class AttackResult:
     images: Tensor  # (B, C, H, W), clean, in [0, 1]
     labels: Tensor  # (B,), int64
     targets: Tensor | None  # (B,), int64, when the attack aimed at a class
-    adversarial: Tensor  # (B, C, H, W), in [0, 1]; rows that failed hold the clean image
+    adversarial: Tensor  # (B, C, H, W), in [0, 1] unless it was told not to clip; rows that failed hold the clean image
     success: Tensor  # (B,), bool, measured on the final images
     prediction: Tensor  # (B,), int64: the model's class for `adversarial`
     forwards: Tensor  # (B,), int64: images of this row put through the model

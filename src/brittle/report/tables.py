@@ -69,7 +69,8 @@ def claims_table(report: Report) -> Table | None:
         return None
     shown = Table(title=Text("What the paper says", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     shown.show_edge = False
-    for column in ("claim", "published", "float32", "exact", ""):
+    shown.add_column("claim", min_width=30)
+    for column in ("published", "float32", "exact", ""):
         shown.add_column(column)
     styles = {"holds": "green", "artefact of float32": "bold red", "does not hold": "yellow", "not tested": "dim"}
     for claim in rows:
