@@ -33,7 +33,6 @@ def networks_table(results: Mapping[str, Any]) -> str:
     """Accuracy, sensitivity, confidence and robustness of each network, the mean of its seeds with both extremes."""
     rows = []
     for models in _by_label(results).values():
-        attacks = {one["label"]: one for model in models for one in model["attacks"] if not one["targeted"]}
         cells = [
             models[0]["label"],
             _spread([100 * model["accuracy"]["value"] for model in models], 2),
@@ -43,10 +42,9 @@ def networks_table(results: Mapping[str, Any]) -> str:
             ),
             _spread([100 * model["confidence"]["value"] for model in models], 2),
         ]
-        for label in _untargeted(results):
-            sizes = [_size(model, label) for model in models if label in attacks]
-            digits = {"pixels": 1, "L2": 2, "L∞": 3}[attacks[label]["norm"]] if label in attacks else 0
-            cells.append(_spread(sizes, digits) if sizes else "–")
+        for label, norm in _untargeted(results).items():
+            found = _sizes(models, label)
+            cells.append(_spread(found, {"pixels": 1, "L2": 2, "L∞": 3}[norm]) if found else "–")
         rows.append(cells)
     heads = [f"`{label}`, {norm}" for label, norm in _untargeted(results).items()]
     return markdown(["network", "accuracy, %", "looks insensitive, %: float32 → exact", "confidence, %", *heads], rows)
@@ -65,9 +63,10 @@ def _untargeted(results: Mapping[str, Any]) -> dict[str, str]:
     return {one["label"]: one["norm"] for one in attacks}
 
 
-def _size(model: Mapping[str, Any], label: str) -> float:
-    (attack,) = [one for one in model["attacks"] if one["label"] == label]
-    return attack["arithmetic"]["result"]["robustness"]["mean"]["value"]
+def _sizes(models: Sequence[Mapping[str, Any]], label: str) -> list[float]:
+    """The mean smallest change on each of the networks that an attack has been made on."""
+    attacks = [one for model in models for one in model["attacks"] if one["label"] == label]
+    return [one["arithmetic"]["result"]["robustness"]["mean"]["value"] for one in attacks]
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -148,6 +147,18 @@ The study `mandal-guo`, size `small`: MNIST, teacher, assistant and student at f
 epochs of a whole chain and no distillation. `brittle study run mandal-guo --size small --workers 2`, then
 `python docs/results/mandal_guo.py STORE`. The paper has 50 epochs at learning rate 0.01, seven temperatures, six
 generations and 10,000 images: `--size full`, which has not been run.
+
+## What it says
+
+- Robustness does rise with the temperature in L2 and L0, by some percent, and falls in L-infinity. Every claim that an
+  assistant, or another generation, adds to it has 1 inside its interval over three seeds.
+- The attack is not what rises: on logits / T it finds the same sizes.
+- The control, with hard labels and as many epochs as a chain has together, needs the smallest changes of all and is the
+  most accurate; the teacher at T = 1, with a third of its epochs, lies between it and the students. Size and accuracy go
+  opposite ways here, so part of what a temperature or an assistant seems to add is what less training adds. Three epochs
+  cannot tell more; the paper's fifty can.
+- The share of small gradients is the same in exact arithmetic: they are small, not rounded. What makes them so is the
+  softmax read at 1, not the factor 1/T.
 
 ## MNIST
 

@@ -367,3 +367,14 @@ def test_images_that_rounding_has_put_outside_the_box_are_cut_to_it():
     found = carlini_l0(model, images, predicted(model, images))
     assert found.images.max() == 1
     assert (found.norm(0)[found.success] < 36).all()
+
+
+def test_a_first_solution_for_all_pixels_may_take_more_than_a_round():
+    model, images = convnet(gain=3), pictures(20)
+    labels = predicted(model, images)
+    targets = (labels + 2) % 4
+    reached = carlini_l2(model, images, labels, targets=targets).success
+    assert reached.sum() > 15
+    found = carlini_l0(model, images, labels, targets=targets, max_iterations=5)
+    assert torch.equal(found.success, reached)
+    assert (found.forwards[~reached] == 1 + 1 + 10 * 5).all()

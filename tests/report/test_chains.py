@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -215,3 +216,14 @@ def test_many_generations_have_a_colour_each():
     found = report(*chain(of, names=[f"g{n}" for n in range(8)]), paper=None)
     assert len(set(figures.line_colours(found).values())) == 8
     assert Line("g0", 0, ()).temperatures == []
+
+
+def test_an_attack_over_t_that_not_every_seed_has_is_left_out():
+    whole = made()
+    assert [[one.over_temperature for one in column] for column in chains.attacks(whole)] == [[False, True], [False]]
+    fewer = [
+        model if model.seed == 0 else replace(model, attacks=tuple(a for a in model.attacks if not a.over_temperature))
+        for model in whole.models
+    ]
+    columns = chains.attacks(replace(whole, models=tuple(fewer)))
+    assert [[one.over_temperature for one in column] for column in columns] == [[False], [False]]

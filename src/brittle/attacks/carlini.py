@@ -241,6 +241,7 @@ class _L0(Norm):
     l2: _L2
     patience: int
     share = 0.3
+    first_rounds = 10  # on all pixels, one going on from the other, for a first solution; hard targets need several
 
     def begin(self, aim: Aim, rows: Tensor, best: Best) -> _Fewest:
         runs = self.l2.begin(aim, rows, best)
@@ -267,13 +268,16 @@ class _L0(Norm):
 
     def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
         assert isinstance(live, _Fewest)
+        none = best.distance[live.row].isinf() & live.closest.isinf()  # not even all pixels have been enough so far
+        onward = over & none & (live.run < self.first_rounds)
+        live.restart(onward, live.image)
+        over = over & ~onward
         hit, missed = over & live.closest.isfinite(), over & live.closest.isinf()
         single = live.share * live.changed.sum(1) < 2
         live.needed = live.needed + (missed & single)
         live.share = torch.where(missed & ~single, live.share / 2, live.share)
         self._rank(aim, best, live, hit.nonzero().flatten())
         count = live.changed.sum(1)
-        none = best.distance[live.row].isinf()  # not even all pixels were enough
         done = over & (
             none | (live.needed >= torch.minimum(count, torch.full_like(count, self.patience))) | (count <= 1)
         )

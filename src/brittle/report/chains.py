@@ -168,7 +168,11 @@ def robustness(report: Report) -> str:
 
 
 def attacks(report: Report) -> list[list[Attack]]:
-    """Those that look for the smallest change: one of each label, those of the same function and norm together."""
+    """Those that look for the smallest change: one of each label, those of the same function and norm together.
+
+    One on logits over T that is not there for all seeds of the one on the logits is left out: means of other networks
+    cannot stand beside it.
+    """
     columns: dict[Any, list[Attack]] = {}
     for label in sizes.labels(report):
         attack = next(a for model in report.models for a in model.attacks if a.label == label and a.sized)
@@ -177,7 +181,13 @@ def attacks(report: Report) -> list[list[Attack]]:
             columns[label] = [attack]
         else:
             others.append(attack)
-    return [sorted(column, key=lambda attack: attack.over_temperature) for column in columns.values()]
+    ordered = [sorted(column, key=lambda attack: attack.over_temperature) for column in columns.values()]
+    return [[one for one in column if _seeds(report, one) == _seeds(report, column[0])] for column in ordered]
+
+
+def _seeds(report: Report, attack: Attack) -> set[int]:
+    """Those of the networks that an attack of this label has been made on."""
+    return {model.seed for model in report.models for one in model.attacks if one.label == attack.label and one.found}
 
 
 def _draw_lines(axes: Axes, report: Report, measure: Measure, dashes: Any = "solid") -> None:
