@@ -133,7 +133,7 @@ def _figures(report: Report) -> dict[str, Any]:
         "generations": (by_line := _styles(figures.line_colours(report))),
         "survivors": heat | {line.name: by_line[line.name] for line in chains.outside(report)},
         "swept": lineage.swept(report),
-        "logits": any(a.over_temperature for m in report.models for a in m.attacks),
+        "logits": any(one.over_temperature for column in chains.attacks(report) for one in column),
         "drawn": len(figures.histogrammed(report)),
         "pictured": attack,
         "pixelwise": any(
