@@ -25,17 +25,27 @@ FLOORS = [
     "attacks.flips",
     "attacks.search",
     "attacks.carlini",
+    "attacks.descent",
+    "attacks.square",
     "attacks.pixels",
     "attacks.targets",
     "attacks.masks",
     "attacks",
     "measures",
+    "auditing.views",
+    "auditing.door",
+    "auditing.gradients",
+    "auditing.battery",
+    "auditing.checks",
+    "auditing.verdict",
     "auditing",
     "transfer",
     "units",
     "naming",
     "disk",
     "store",
+    "unit_cells",
+    "mask_cells",
     "cells",
     "study",
     "plan",
@@ -48,7 +58,7 @@ FLOORS = [
     "cli",
 ]
 MAY_ATTACKS = {"errors", "progress", "networks", "softmax", "attacks"}
-MAY_REPORT = {"errors", "store", "cells", "measures", "attacks", "softmax", "report"}
+MAY_REPORT = {"errors", "store", "cells", "unit_cells", "mask_cells", "measures", "attacks", "softmax", "report"}
 
 
 def modules() -> dict[str, Path]:

@@ -113,6 +113,35 @@ def test_a_row_of_each_class_can_be_turned_into_every_other():
             assert cell.params["indices"] == first
 
 
+def test_units_and_masks_are_looked_at_for_every_seed_of_their_models():
+    units = {"maps": {"layers": ["hidden"], "classes": ["square at 2", "square at 0"], "models": ["plain"]}}
+    masks = {"linear": {"models": ["plain"], "other": "student"}}
+    plan = expanded(units=units, masks=masks, seeds=[0, 1])
+    assert titles(plan, "units") == [f"units maps of plain, seed {seed}" for seed in (0, 1)]
+    assert titles(plan, "masks") == [f"masks linear of plain, seed {seed}" for seed in (0, 1)]
+    cells = {cell.key: cell for cell in plan.cells}
+    for entry in plan.record["models"]:
+        assert [one["name"] for one in entry["units"]] == ["maps"] * (entry["name"] == "plain")
+        for one in entry["units"]:
+            cell = cells[one["cell"]]
+            assert cell.params["classes"] == [2, 0]
+            assert cell.parents["model"].key == entry["train"]
+        for one in entry["masks"]:
+            others = [e["train"] for e in plan.record["models"] if (e["name"], e["seed"]) == ("student", entry["seed"])]
+            assert [cells[one["cell"]].parents["other"].key] == others
+
+
+def test_units_of_a_class_that_is_not_there_are_refused():
+    with pytest.raises(InputError, match=r"class of blobs.*'square at 3'"):
+        expanded(units={"maps": {"layers": ["hidden"], "classes": ["square at 3"]}})
+
+
+def test_masks_are_tried_on_one_model_and_not_on_a_grid():
+    models = {"plain": {}, "grid": {"epochs": [1, 2]}}
+    with pytest.raises(InputError, match="masks linear are tried on one model, grid is a grid of several"):
+        expanded(models=models, attacks={}, masks={"linear": {"models": ["plain"], "other": "grid"}})
+
+
 def test_parents_come_before_their_children():
     seen = set()
     for cell in expanded(seeds=[0, 1]).cells:

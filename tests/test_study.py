@@ -14,6 +14,26 @@ def test_the_studies_that_come_with_brittle_are_studies(name):
     assert study.read(name).name == name
 
 
+def test_lo_and_dings_networks_train_as_published():
+    faces, cifar = (study.read("lo-ding", size=size) for size in ("faces", "cifar10"))
+    own = faces.training
+    assert (own.network, own.epochs, own.learning_rate) == ("brittle.networks.lo_ding_faces", 250, 0.1)
+    assert (own.momentum, own.batch_size, len(faces.seeds)) == (0.0, 16, 5)
+    assert faces.units["maps"].classes == [f"subject{identity:02d}" for identity in (7, 10, 12, 14, 15)]
+    alexnet, mlp = (study.chosen(cifar, cifar.models[name]) for name in ("pseudo_alexnet", "mlp"))
+    assert (alexnet["learning_rate"], alexnet["momentum"], mlp["learning_rate"]) == (0.01, 0.9, 0.1)
+    assert alexnet["epochs"] == mlp["epochs"] == round(10_000 * 128 / 45_000)
+
+
+def test_units_and_masks_are_of_models_that_are_there():
+    with pytest.raises(InputError, match="model of units maps, 'plane': did you mean 'plain'"):
+        changed(units={"maps": {"layers": ["x"], "models": ["plane"]}})
+    with pytest.raises(InputError, match="model of masks linear, 'plane': did you mean 'plain'"):
+        changed(masks={"linear": {"models": ["plain"], "other": "plane"}})
+    with pytest.raises(InputError, match=r"units.maps.layers: list should have at least 1 item"):
+        changed(units={"maps": {"layers": []}})
+
+
 GROWING = """
 name = "growing"
 title = "In two sizes"

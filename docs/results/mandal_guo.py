@@ -153,10 +153,10 @@ generations and 10,000 images: `--size full`, which has not been run.
 - Robustness does rise with the temperature in L2 and L0, by some percent, and falls in L-infinity. Every claim that an
   assistant, or another generation, adds to it has 1 inside its interval over three seeds.
 - The attack is not what rises: on logits / T it finds the same sizes.
-- The control, with hard labels and as many epochs as a chain has together, needs the smallest changes of all and is the
-  most accurate; the teacher at T = 1, with a third of its epochs, lies between it and the students. Size and accuracy go
-  opposite ways here, so part of what a temperature or an assistant seems to add is what less training adds. Three epochs
-  cannot tell more; the paper's fifty can.
+- The control, with hard labels and as many epochs as a chain has together, needs the smallest changes of all and is
+  the most accurate; the teacher at T = 1, with a third of its epochs, lies between it and the students. Size and
+  accuracy go opposite ways here, so part of what a temperature or an assistant seems to add is what less training
+  adds. Three epochs cannot tell more; the paper's fifty can.
 - The share of small gradients is the same in exact arithmetic: they are small, not rounded. What makes them so is the
   softmax read at 1, not the factor 1/T.
 

@@ -12,14 +12,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from brittle import attacks, data, measures, networks, softmax, transfer, units
+    from brittle.auditing import audit
     from brittle.distillation import distill, soft_labels
     from brittle.training import fit
 
 _MODULES = ("attacks", "data", "measures", "networks", "softmax", "transfer", "units")
-_FUNCTIONS = {"distill": "distillation", "soft_labels": "distillation", "fit": "training"}
+_FUNCTIONS = {"audit": "auditing", "distill": "distillation", "soft_labels": "distillation", "fit": "training"}
 
 __all__ = [
     "attacks",
+    "audit",
     "data",
     "distill",
     "fit",

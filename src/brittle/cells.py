@@ -1,4 +1,6 @@
-"""What a cell does: select rows, train, label, measure, attack. Plain functions of plain parameters and of parents.
+"""What a cell does: select rows, train, label, measure, attack, look at units and masks.
+
+Plain functions of plain parameters and of parents.
 
 A cell's key is a hash of its function and version, its parameters, its parents' keys, the data's digest, and the
 precision and kind of device it runs at. Paths, titles and numbers of threads are not in it: they do not change what is
@@ -31,14 +33,16 @@ from brittle.attacks.targets import every_target
 from brittle.data import Data
 from brittle.distillation import soft_labels
 from brittle.errors import InputError
+from brittle.mask_cells import masks
 from brittle.networks import Scaled, build, channels_last
 from brittle.progress import Progress, part
 from brittle.softmax import Arithmetic, loss_gradient, loss_gradient_float32
 from brittle.store import Stored
 from brittle.training import fit
+from brittle.unit_cells import units
 
 # Raise a function's version when a change to it, or to what it calls, changes what it computes.
-VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 4}
+VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 4, "units": 1, "masks": 1}
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
 
@@ -98,6 +102,8 @@ def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
         "label": _label,
         "measure": _measure,
         "attack": _attack,
+        "units": _units,
+        "masks": _masks,
     }
     return functions[cell.function](cell, parents, context)
 
@@ -268,6 +274,21 @@ def _kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:
 def first_of_each_class(labels: Tensor) -> Tensor:
     """(classes,) int64: the first row of each class that is there, in the order of the classes."""
     return torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
+
+
+def _units(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Which units matter, and what breaks when they go; see `unit_cells.units`."""
+    data = context.data(cell.place, cell.digest)
+    model = load_model(parents["model"], context.device)
+    return Outcome(*units(model, data, cell.params, context.device, context.progress))
+
+
+def _masks(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """What additive masks do; see `mask_cells.masks`."""
+    data = context.data(cell.place, cell.digest)
+    model = load_model(parents["model"], context.device)
+    other = load_model(parents["other"], context.device) if "other" in parents else None
+    return Outcome(*masks(model, other, data, cell.params, context.device, context.progress))
 
 
 def _number(value: float) -> float | None:

@@ -254,6 +254,65 @@ def attack(
     run_study(checked, how, lambda _: {"model": recalled})
 
 
+@app.command()
+@_guarded
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(help="package.module:callable, a .pt2 archive, a trained cell's key, or a file of weights."),
+    ],
+    data: Annotated[str, typer.Option(help="A data set's name, a folder of class folders, or an .npz file.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Of package.module:callable: .safetensors, or a state dict in .pt or .pth.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="What a file of weights, given as MODEL, is of: brittle's, or an import path.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Of each channel, taken from images in [0, 1]: 0.49,0.48,0.45")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Of each channel, by which they are then divided.")] = None,
+    norm: Annotated[str, typer.Option(help="Of the changes: linf, l2, l0 or all.")] = "linf",
+    eps: Annotated[
+        float | None, typer.Option(help="The largest change. [default: the field's for such images]")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Test images to attack.")] = 1000,
+    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="An undefended network of the same shape and training.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    store: StoreDir = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    fresh: Fresh = False,
+    output: Output = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Says whether a model is robust or only looks so, and why.
+
+    Exit code 0: robust; 1: broken or masked; 2: bad input; 3: inconclusive.
+    """
+    from brittle.inspecting import Question, run_audit
+
+    means, stds = _numbers("mean", mean), _numbers("std", std)
+    asked = Question(model, data, weights, network, means, stds, norm, eps, rows, budget, reference, seed)
+    how = Request(store, data_root, device, "auto", threads, as_json, quiet, verbose, fresh, output)
+    if code := run_audit(asked, how):
+        raise typer.Exit(code)
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    """'0.49, 0.48, 0.45' as numbers."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--{name} needs numbers with commas between, such as 0.49,0.48,0.45, got {text!r}") from None
+
+
 def _attack_table(path: str, arithmetic: str) -> dict[str, Any]:
     """An attack of a study file, as the command line names it."""
     from brittle import naming

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from brittle import naming
 from brittle.cells import Cell, first_of_each_class
 from brittle.data import Data
 from brittle.distillation import generation_seed
-from brittle.errors import InputError
+from brittle.errors import InputError, unknown
 from brittle.study import Attack, Study, chosen, listed
 
 
@@ -62,8 +62,9 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
         for name in study.models:
             for variant in variants[name]:
                 entry, follow = _follow(study, name, variant, seed, select, data, environment)
-                models.append(entry)
-                cells += follow
+                masks = dict(_masks(study, name, variant, seed, variants, data, environment))
+                models.append(entry | {"masks": [{"name": one, "cell": cell.key} for one, cell in masks.items()]})
+                cells += [*follow, *masks.values()]
     record = {
         "name": study.name,
         "title": study.title,
@@ -78,7 +79,7 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
     return Plan(tuple(ordered), record)
 
 
-_STAGES = {"select": 0, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 3}
+_STAGES = {"select": 0, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 3, "units": 3, "masks": 3}
 
 
 def _follow(
@@ -102,6 +103,7 @@ def _follow(
         environment=environment,
     )
     attacks = list(_attacks(study, name, variant, seed, select, data, environment))
+    units = dict(_units(study, name, variant, seed, data, environment))
     entry = {
         "name": name,
         "label": label,
@@ -112,8 +114,9 @@ def _follow(
         "train": variant.cell.key,
         "measure": measure.key,
         "attacks": [attack | {"cells": [shard.key for shard in shards]} for attack, shards in attacks],
+        "units": [{"name": table, "cell": cell.key} for table, cell in units.items()],
     }
-    return entry, [measure, *(shard for _, shards in attacks for shard in shards)]
+    return entry, [measure, *(shard for _, shards in attacks for shard in shards), *units.values()]
 
 
 def _teachers_first(study: Study) -> list[str]:
@@ -241,3 +244,47 @@ def _shards(study: Study, attack: Attack, data: Data) -> Iterator[tuple[dict[str
     for start in range(0, stop_at, size):
         stop = min(start + size, stop_at)
         yield {"start": start, "stop": stop}, f", rows {start}..{stop - 1}" if stop_at > size else ""
+
+
+def _units(
+    study: Study, name: str, variant: _Variant, seed: int, data: Data, environment: Mapping[str, str]
+) -> Iterator[tuple[str, Cell]]:
+    """The cell of each table of units that is for this model."""
+    for table, units in study.units.items():
+        if name not in (units.models or [name]):
+            continue
+        params = units.model_dump(exclude={"models"}) | {"classes": _classes(units.classes, data), "seed": seed}
+        title = f"units {table} of {_label(name, variant.axes)}, seed {seed}"
+        parents = {"model": variant.cell}
+        yield table, Cell(title, "units", params, parents, data.digest, study.data, environment)
+
+
+def _masks(
+    study: Study,
+    name: str,
+    variant: _Variant,
+    seed: int,
+    variants: Mapping[str, Sequence[_Variant]],
+    data: Data,
+    environment: Mapping[str, str],
+) -> Iterator[tuple[str, Cell]]:
+    """The cell of each table of masks that is for this model; the other model must be one, and no grid."""
+    for table, masks in study.masks.items():
+        if name not in masks.models:
+            continue
+        parents = {"model": variant.cell}
+        if masks.other:
+            if len(variants[masks.other]) > 1:
+                raise InputError(f"masks {table} are tried on one model, {masks.other} is a grid of several")
+            parents["other"] = variants[masks.other][0].cell
+        params = masks.model_dump(exclude={"models", "other"}) | {"seed": seed}
+        title = f"masks {table} of {_label(name, variant.axes)}, seed {seed}"
+        yield table, Cell(title, "masks", params, parents, data.digest, study.data, environment)
+
+
+def _classes(names: Sequence[str] | None, data: Data) -> list[int]:
+    """The places of classes among those of the data; of all when not given."""
+    for name in names or []:
+        if name not in data.classes:
+            raise unknown(f"class of {data.name}", name, data.classes)
+    return [data.classes.index(name) for name in names or data.classes]

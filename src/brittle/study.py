@@ -95,6 +95,28 @@ class Attack(BaseModel):
         return value
 
 
+class Units(_Table):
+    """Which units of the models matter: their gradients, and what goes when units go; see `unit_cells.units`."""
+
+    layers: list[str] = Field(min_length=1)  # by name, as `get_submodule` has them; of convolutions whole maps
+    of: Literal["softmax", "logits"] = "softmax"  # what is differentiated
+    classes: list[str] | None = None  # by name, whose strongest and weakest units go; all when not given
+    random: int = Field(default=10, ge=0)  # draws of units that go in no order
+    images: int = Field(default=1000, ge=1)  # of each split, at most: those of the test split are held out
+    models: list[str] | None = None  # by name, only these
+
+
+class Masks(_Table):
+    """Additive masks towards every class, by their strength; see `mask_cells.masks`."""
+
+    models: list[str] = Field(min_length=1)  # by name, whose gradients the masks are
+    other: str | None = None  # the model, by name, on which they are tried too, of the same seed
+    of: Literal["logits", "softmax"] = "logits"  # what is differentiated
+    images: int = Field(default=500, ge=1)  # of the training and of the test split, at most
+    etas: list[Annotated[int, Field(ge=0)]] = Field(default=[*range(0, 12_751, 750)], min_length=1)  # 0..255 pixels
+    epochs: int = Field(default=10, ge=1)  # over the training images, for the mask that they share
+
+
 class Study(_Table):
     """A whole study file."""
 
@@ -110,6 +132,8 @@ class Study(_Table):
     training: Training = Training()
     models: dict[str, Model] = Field(min_length=1)
     attacks: dict[str, Attack] = Field(default_factory=dict)
+    units: dict[str, Units] = Field(default_factory=dict)
+    masks: dict[str, Masks] = Field(default_factory=dict)
 
     @field_validator("rows", mode="after")
     @classmethod
@@ -208,15 +232,23 @@ def check(tables: Mapping[str, Any], where: str) -> Study:
         if attack.targets == "every":
             options["targets"] = None
         naming.check_options(f"attack {label},", attack.function, function, options)
-        for name in attack.models or []:
-            if name not in study.models:
-                raise unknown(f"model of attack {label},", name, study.models)
+        _check_models(f"attack {label}", attack.models, study)
+    for label, units in study.units.items():
+        _check_models(f"units {label}", units.models, study)
+    for label, masks in study.masks.items():
+        _check_models(f"masks {label}", [*masks.models, *([masks.other] if masks.other else [])], study)
     for label, model in study.models.items():
         if model.teacher is not None and model.teacher not in study.models:
             raise unknown(f"teacher of model {label},", model.teacher, study.models)
         for network in listed(chosen(study, model)["network"]):
             naming.check_options("network", network, naming.network(network), chosen(study, model)["network_options"])
     return study
+
+
+def _check_models(what: str, names: Sequence[str] | None, study: Study) -> None:
+    for name in names or []:
+        if name not in study.models:
+            raise unknown(f"model of {what},", name, study.models)
 
 
 def chosen(study: Study, model: Model) -> dict[str, Any]:

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from brittle.attacks.result import AttackResult
 from brittle.cells import unpack
+from brittle.mask_cells import CLIPPED, WAYS
 from brittle.measures import Flips, Mean, Robustness, Share, robustness_of
+from brittle.unit_cells import KINDS, SCOPES
 
 _T = TypeVar("_T")
+RANDOM = "random"  # beside KINDS, units that go in no order
 BOTH = ("float32", "exact")  # the two arithmetics, in the order in which they are shown
 
 
@@ -124,6 +127,69 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Units:
+    """How much each unit of a model matters, and what goes when units go; see `brittle.unit_cells`.
+
+    U units, those of all layers side by side; N images, those that are held out last and in the report's order; R
+    classes whose units go; D random draws.
+    """
+
+    name: str
+    layers: Mapping[str, int]  # the units of each
+    of: str  # what was differentiated: 'softmax' or 'logits'
+    classes: tuple[int, ...]  # R
+    profile: Tensor  # (K, U) log10 of the norm of the class gradient
+    each: Tensor  # (N, U) log10 of the norm of an image's gradient of its own class
+    labels: Tensor  # (N,) int64
+    held_out: Tensor  # (N,) bool
+    agreement: Tensor  # (K, K) mean Kendall's tau of two images' rankings, by their classes
+    wrong: Tensor  # (R, len(KINDS) + D, len(SCOPES), U + 1) images that are wrong once 0, 1, ... units have gone
+    total: Tensor  # (R, len(SCOPES)), of so many
+    moves: Tensor  # (R, U + 1, K, K): the strongest gone, how many images of each class are taken for each class
+
+    def errors(self, kind: str, scope: str) -> Tensor:
+        """(R, U + 1) share of wrong images, the mean over the draws for 'random'; NaN where there are none."""
+        place = SCOPES.index(scope)
+        which = slice(len(KINDS), None) if kind == RANDOM else slice(KINDS.index(kind), KINDS.index(kind) + 1)
+        return self.wrong[:, which, place].double().mean(1) / self.total[:, place, None]
+
+    def unit(self, place: int) -> tuple[str, int]:
+        """The layer of a unit, and its number there, from 0."""
+        for layer, count in self.layers.items():
+            if place < count:
+                return layer, place
+            place -= count
+        raise IndexError(place)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a model's additive masks do to images; see `brittle.mask_cells`. E strengths, K targets."""
+
+    name: str
+    etas: tuple[float, ...]
+    reached: Tensor  # (len(WAYS), 2, K, E) images taken for the target; by `mask_cells.CLIPPED`
+    total: Tensor  # (len(WAYS), K), of so many; 0 where nothing was transferred
+    sizes: Tensor  # (2, K) mean L2 and L-infinity of training images' masks at the best strength
+    learned: Tensor  # (K, C, H, W) one mask for all images, towards each target
+    fooled: Tensor  # (2, K) training and test images that it takes there
+    counted: Tensor  # (2, K), of so many
+    images: Tensor  # (n, C, H, W), examples
+    masks: Tensor  # (n, C, H, W), theirs
+    labels: Tensor  # (n,)
+    targets: Tensor  # (n,)
+
+    def success(self, way: str, *, clipped: bool = False) -> Tensor:
+        """(K, E) share of images that are taken for each target; NaN where there are none."""
+        place = WAYS.index(way)
+        return self.reached[place, CLIPPED.index(clipped)].double() / self.total[place, :, None]
+
+    def best(self, *, clipped: bool = False) -> Tensor:
+        """(K,) place of the least of the strengths that take most training images to each target."""
+        return self.reached[WAYS.index("trained"), CLIPPED.index(clipped)].argmax(1)
+
+
+@dataclass(frozen=True)
 class Model:
     """One model of the study, from one seed."""
 
@@ -138,6 +204,8 @@ class Model:
     trained: Trained | None  # None: not done
     measured: Measured | None
     attacks: tuple[Attack, ...]
+    units: tuple[Units, ...] = ()  # those that are finished
+    masks: tuple[Masks, ...] = ()  # likewise
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from brittle.report.contents import (
     Attack,
     Found,
     Lost,
+    Masks,
     Measured,
     Model,
     Provenance,
@@ -25,6 +26,7 @@ from brittle.report.contents import (
     Saliency,
     Steps,
     Trained,
+    Units,
 )
 from brittle.store import Store, Stored
 
@@ -133,7 +135,51 @@ def _model(
         trained=trained,
         measured=reader.read(f"measure {title}", entry["measure"], _measured),
         attacks=tuple(_attack(reader, attack, title, images, labels) for attack in entry["attacks"]),
+        units=tuple(filter(None, (_units(reader, units, title) for units in entry.get("units", ())))),
+        masks=tuple(filter(None, (_masks(reader, masks, title) for masks in entry.get("masks", ())))),
     )
+
+
+def _units(reader: _Reader, entry: Mapping[str, Any], model: str) -> Units | None:
+    def take(stored: Stored) -> Units:
+        units, knockout, params = stored.tensors("units"), stored.tensors("knockout"), stored.record["params"]
+        return Units(
+            name=entry["name"],
+            layers=dict(stored.scalars["layers"]),
+            of=params["of"],
+            classes=tuple(params["classes"]),
+            profile=units["profile"],
+            each=units["each"],
+            labels=units["labels"],
+            held_out=units["held_out"],
+            agreement=units["agreement"],
+            wrong=knockout["wrong"],
+            total=knockout["total"],
+            moves=knockout["moves"],
+        )
+
+    return reader.read(f"units {entry['name']} of {model}", entry["cell"], take)
+
+
+def _masks(reader: _Reader, entry: Mapping[str, Any], model: str) -> Masks | None:
+    def take(stored: Stored) -> Masks:
+        curves, learned, examples = (stored.tensors(name) for name in ("curves", "learned", "examples"))
+        return Masks(
+            name=entry["name"],
+            etas=tuple(stored.record["params"]["etas"]),
+            reached=curves["reached"],
+            total=curves["total"],
+            sizes=curves["sizes"],
+            learned=learned["masks"],
+            fooled=learned["reached"],
+            counted=learned["total"],
+            images=examples["images"],
+            masks=examples["masks"],
+            labels=examples["labels"],
+            targets=examples["targets"],
+        )
+
+    return reader.read(f"masks {entry['name']} of {model}", entry["cell"], take)
 
 
 def _trained(stored: Stored) -> Trained:

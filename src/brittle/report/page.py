@@ -91,7 +91,17 @@ def html(report: Report) -> str:
         provenance=_provenance(report),
         **_figures(report),
         **_stepper(report),
+        **_units(report),
     )
+
+
+def _units(report: Report) -> dict[str, Any]:
+    from brittle.report import unit_page
+
+    found = unit_page.contents(report)
+    for part, names in (("units", ("orders", "classes")), ("masks", ("colours",))):
+        found[part] |= {name: _styles(found[part][name]) for name in names if name in found[part]}
+    return found
 
 
 # Figures ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,221 @@
+"""Attacks that need no gradient: random squares, and plain noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from brittle.attacks.descent import Ball, BallNorm, Found, Objective, check_ball, check_counts, length
+from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_of
+from brittle.errors import InputError
+from brittle.progress import Progress, silent
+
+HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the queries, when the squares' area is halved
+
+
+def square(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    targets: Tensor | None = None,
+    norm: BallNorm = "linf",
+    eps: float = 0.3,
+    queries: int = 1000,
+    area: float = 0.8,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> AttackResult:
+    """Random search by squares on the border of the ball: Andriushchenko et al. 2020, algorithms 1 to 3.
+
+    It begins with stripes (L-infinity) or a mesh of little hills (L2) and keeps each change of a square that does not
+    raise the margin. A change that leaves it as it is is kept too, unlike theirs: on a plateau, such as that of a model
+    that returns labels alone, the search wanders rather than stands still.
+
+    Args:
+        model: images in [0, 1] to logits, (B, C, H, W) -> (B, K), K >= 2. No gradient is taken.
+        images: (B, C, H, W), float, in [0, 1].
+        labels: (B,), int64, in 0..K-1. Rows that the model gets wrong already need no change.
+        targets: (B,), int64, classes to reach, none equal to its label; by default any class but the label will do.
+        norm: 'linf' or 'l2'.
+        eps: radius of the ball in pixel units, > 0.
+        queries: points tried for each row, at least 1.
+        area: share of the image that the first squares cover, in (0, 1]; the authors' p.
+        seed: of the squares.
+        progress: told the number of rows finished.
+
+    Returns:
+        For each row the first point that was as wanted.
+
+    Raises:
+        InputError: if an argument is not as above.
+    """
+    check_ball(norm, eps)
+    check_counts({"queries": queries})
+    if not 0 < area <= 1:
+        raise InputError(f"area must lie in (0, 1], got {area}")
+    clean = door(model, images, labels, targets)
+    images = images.clamp(0, 1)
+    aim = Objective(labels, targets)
+    found = Found.of(images, aim.reached(clean, torch.arange(len(images), device=images.device)))
+    random = torch.Generator(images.device).manual_seed(seed)
+    search = (_SquaresLinf if norm == "linf" else _SquaresL2)(Ball(images, norm, eps), random)
+    waiting = (~found.done).nonzero().flatten()
+    with frozen(model), torch.no_grad():
+        for begin in range(0, len(waiting), BATCH):
+            rows = waiting[begin : begin + BATCH]
+            change = search.begin(rows)
+            least = torch.full((len(rows),), torch.inf, device=images.device, dtype=torch.float64)
+            for query in range(queries):
+                if query:
+                    side = math.sqrt(area * images[0, 0].numel() / 2 ** sum(query > at * queries for at in HALVINGS))
+                    tried = search.change(change, rows, round(side))
+                else:
+                    tried = change
+                points = search.ball.into(images[rows] + tried, rows)
+                logits = logits_of(model, points)
+                found.forwards[rows] += 1
+                reached, height = aim.reached(logits, rows), aim.falls(logits, rows).double()
+                found.take(rows, points, reached)
+                kept = height <= least
+                change, least = torch.where(kept.view(-1, 1, 1, 1), tried, change), torch.where(kept, height, least)
+                if reached.any():
+                    rows, change, least = rows[~reached], change[~reached], least[~reached]
+                if not len(rows):
+                    break
+            progress(len(images) - len(waiting[begin + BATCH :]), len(images))
+    progress(len(images), len(images))
+    return found.measured(model, images, labels, targets)
+
+
+@dataclass(frozen=True)
+class _Squares:
+    ball: Ball
+    random: torch.Generator
+
+    def _signs(self, *shape: int) -> Tensor:
+        images = self.ball.images
+        drawn = torch.randint(0, 2, shape, generator=self.random, device=images.device)
+        return (2 * drawn - 1).to(images.dtype)
+
+    def _below(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape, generator=self.random, device=self.ball.images.device)
+
+
+@dataclass(frozen=True)
+class _SquaresLinf(_Squares):
+    def begin(self, rows: Tensor) -> Tensor:
+        """Upright stripes, one pixel wide: (n, C, H, W)."""
+        _, channels, height, width = self.ball.images.shape
+        return self.ball.eps * self._signs(len(rows), channels, 1, width).expand(-1, -1, height, -1)
+
+    def change(self, change: Tensor, rows: Tensor, side: int) -> Tensor:
+        """A square of each row, somewhere, set to plus or minus eps in each channel."""
+        count, channels, height, width = change.shape
+        side = min(max(side, 1), height, width)
+        inside = []
+        for size in (height, width):
+            at, place = self._below(size - side + 1, count, 1), torch.arange(size, device=change.device)
+            inside.append((place >= at) & (place < at + side))
+        mask = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+        return torch.where(mask, self.ball.eps * self._signs(count, channels, 1, 1), change)
+
+
+@dataclass(frozen=True)
+class _SquaresL2(_Squares):
+    def begin(self, rows: Tensor) -> Tensor:
+        """Hills and valleys in a mesh of five by five: (n, C, H, W), on the border of the ball."""
+        _, channels, height, width = self.ball.images.shape
+        side = max(1, min(height, width) // 5)
+        change = torch.zeros(len(rows), channels, height, width, dtype=self.ball.images.dtype, device=rows.device)
+        hill = _hill(side, side).to(change)
+        for top in range(0, height - side + 1, side):
+            for left in range(0, width - side + 1, side):
+                change[:, :, top : top + side, left : left + side] = hill * self._signs(len(rows), channels, 1, 1)
+        return change * self.ball.eps / length(change)
+
+    def change(self, change: Tensor, rows: Tensor, side: int) -> Tensor:
+        """One square flattened, and what it held given to a new hill and valley in another."""
+        _, channels, height, width = change.shape
+        side = min(max(side, 3) | 1, height, width)  # the authors take odd sides from 3 on
+        corners = [(int(self._below(height - side + 1)), int(self._below(width - side + 1))) for _ in range(2)]
+        grown, flattened = (
+            (slice(None), slice(None), slice(top, top + side), slice(left, left + side)) for top, left in corners
+        )
+        either = torch.zeros_like(change[:1, :1])
+        either[grown], either[flattened] = 1, 1
+
+        def size(values: Tensor) -> Tensor:  # of each channel
+            return torch.linalg.vector_norm(values, dim=(2, 3), keepdim=True)
+
+        room = (self.ball.eps**2 - length(change) ** 2).clamp(min=0) / channels + size(change * either) ** 2
+        upper = _hill(side // 2, side)
+        pair = torch.cat([upper, -_hill(side - side // 2, side)]).to(change)
+        pair = pair / pair.norm()
+        pair = pair if self._below(2) else pair.T
+        new = pair * self._signs(len(change), channels, 1, 1) + change[grown] / size(change[grown]).clamp(min=1e-10)
+        new = new / size(new).clamp(min=1e-10) * room.sqrt()
+        tried = change.clone()
+        tried[flattened] = 0
+        tried[grown] = new
+        return tried * self.ball.eps / length(tried).clamp(min=1e-10)
+
+
+def _hill(height: int, width: int) -> Tensor:
+    """(height, width): steps that fall off from the middle as 1 / n^2, of length 1."""
+    hill = torch.zeros(height, width)
+    top, left = height // 2, width // 2
+    for ring in range(max(top, left) + 1):
+        rows = slice(max(top - ring, 0), min(top + ring + 1, height))
+        hill[rows, max(left - ring, 0) : min(left + ring + 1, width)] += 1 / (ring + 1) ** 2
+    return hill / hill.norm()
+
+
+def noise(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    targets: Tensor | None = None,
+    norm: BallNorm = "linf",
+    eps: float = 0.3,
+    draws: int = 100,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> AttackResult:
+    """Random points of the ball, by turns spread evenly over it and on its border (in L-infinity: its corners).
+
+    Carlini et al. 2019, section 5.3: what noise finds, a search must find too.
+
+    Arguments, result and errors as for `square`, except:
+        draws: points tried for each row, at least 1.
+    """
+    check_ball(norm, eps)
+    check_counts({"draws": draws})
+    clean = door(model, images, labels, targets)
+    images = images.clamp(0, 1)
+    aim = Objective(labels, targets)
+    found = Found.of(images, aim.reached(clean, torch.arange(len(images), device=images.device)))
+    random = torch.Generator(images.device).manual_seed(seed)
+    with frozen(model), torch.no_grad():
+        for draw in range(draws):
+            waiting = (~found.done).nonzero().flatten()
+            for begin in range(0, len(waiting), BATCH):
+                rows = waiting[begin : begin + BATCH]
+                ball = Ball(images[rows], norm, eps)
+                points = _border(ball, random) if draw % 2 else ball.draw(random)
+                found.forwards[rows] += 1
+                found.take(rows, points, aim.reached(logits_of(model, points), rows))
+            progress(len(images) * draw // draws, len(images))
+    progress(len(images), len(images))
+    return found.measured(model, images, labels, targets)
+
+
+def _border(ball: Ball, random: torch.Generator) -> Tensor:
+    drawn = torch.randn(ball.images.shape, generator=random, device=ball.images.device, dtype=ball.images.dtype)
+    if ball.norm == "linf":
+        return (ball.images + ball.eps * drawn.sign()).clamp(0, 1)
+    return (ball.images + ball.eps * drawn / length(drawn)).clamp(0, 1)

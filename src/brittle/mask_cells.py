@@ -1,0 +1,110 @@
+"""What a study stores of additive masks: how many images they take to each class, by their strength."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brittle.attacks.masks import ETA_SCALE, learned_mask, mask_curve, nearest, optimal_eta, target_gradient
+from brittle.attacks.result import predictions
+from brittle.data import Data
+from brittle.progress import Progress, part
+
+WAYS = ("trained", "held out", "borrowed", "transferred")  # of getting an image's mask, in the order stored:
+# its own, of training images; its own, of test images; that of the nearest training image, for test images; its own of
+# one model, tried on another, for training images as in the paper
+CLIPPED = (False, True)  # whether images with masks are kept in [0, 1], in the order stored
+_EXAMPLES = 3  # images kept with their masks
+
+
+def masks(
+    model: nn.Module,
+    other: nn.Module | None,
+    data: Data,
+    params: Mapping[str, Any],
+    device: torch.device,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Linear masks, learned masks and borrowed ones against every class: Lo and Ding, sections VIII to X.
+
+    Args:
+        model: (B, C, H, W) in [0, 1] -> (B, K); its gradients are the masks.
+        other: a model to which they are transferred; None leaves that out.
+        data: the first `params["images"]` training and test images are masked; the nearest are sought in all of train.
+        params: 'images', 'etas' (E of them, in 0..255 pixels), 'of', 'epochs' of the learned masks, 'seed'.
+        device: to compute on.
+        progress: told targets.
+
+    Returns:
+        Tensors 'curves': 'reached' (len(WAYS), 2, K, E), images that are taken for each target, by CLIPPED, and 'total'
+        (len(WAYS), K), of so many that are not of it; 0 where nothing was transferred. 'sizes' (2, K): mean L2 and
+        L-infinity of the change that a mask makes to a training image at the best eta, unclipped.
+        Tensors 'learned': 'masks' (K, C, H, W), one for all training images; 'reached' (2, K) of training and of test
+        images, and 'total' (2, K).
+        Tensors 'examples': 'images' and 'masks' (n, C, H, W), 'labels' and 'targets' (n,) of some training images.
+    """
+    train, test = data.train.images[: params["images"]].to(device), data.test.images[: params["images"]].to(device)
+    labels, tests = data.train.labels[: params["images"]].to(device), data.test.labels[: params["images"]].to(device)
+    lenders = data.train.images[nearest(test, data.train.images.to(device)).cpu()].to(device)
+    etas, classes, of = params["etas"], len(data.classes), params["of"]
+    reached = torch.zeros(len(WAYS), 2, classes, len(etas), dtype=torch.int64)
+    total, sizes = torch.zeros(len(WAYS), classes, dtype=torch.int64), torch.zeros(2, classes, dtype=torch.float64)
+    learned, fooled, counted = [], [], []
+    for target in range(classes):
+        told = part(progress, target, target + 1, classes)
+        rows, held_out = train[labels != target], test[tests != target]
+        own = _gradients(model, rows, target, of)
+        ways = [
+            (model, rows, own),
+            (model, held_out, _gradients(model, held_out, target, of)),
+            (model, held_out, _gradients(model, lenders[tests != target], target, of)),
+            *([(other, rows, own)] if other else []),
+        ]
+        for place, (tried, images, added) in enumerate(ways):
+            reached[place, :, target] = _curves(tried, images, added, target, etas)
+            total[place, target] = len(images)
+        best = _best(reached[0, 0, target], etas)
+        change = (own * (best / ETA_SCALE)).flatten(1).double()
+        sizes[:, target] = torch.stack([change.norm(dim=1).mean(), change.abs().amax(1).mean()]).cpu()
+        options = {"epochs": params["epochs"], "seed": params["seed"], "progress": told}
+        learned.append(learned_mask(model, train, target, **options))
+        each = [(predictions(model, (images + learned[-1]).clamp(0, 1)) == target) for images in (rows, held_out)]
+        fooled.append([int(one.sum()) for one in each])
+        counted.append([len(one) for one in each])
+    tensors = {
+        "curves": {"reached": reached, "total": total, "sizes": sizes},
+        "learned": {
+            "masks": torch.stack(learned),
+            "reached": torch.tensor(fooled).T.contiguous(),
+            "total": torch.tensor(counted).T.contiguous(),
+        },
+        "examples": _examples(model, train, labels, of, classes),
+    }
+    return {}, tensors
+
+
+def _gradients(model: nn.Module, images: Tensor, target: int, of: Any) -> Tensor:
+    return target_gradient(model, images, torch.full((len(images),), target, device=images.device), of=of)
+
+
+def _curves(model: nn.Module, images: Tensor, added: Tensor, target: int, etas: Sequence[float]) -> Tensor:
+    """(2, E) images taken for the target, by CLIPPED."""
+    targets = torch.full((len(images),), target, device=images.device)
+    found = [mask_curve(model, images, added, targets, etas=etas, clip=clip).sum(1).cpu() for clip in CLIPPED]
+    return torch.stack(found)
+
+
+def _best(reached: Tensor, etas: Sequence[float]) -> float:
+    """The least eta that takes most images, from counts (E,)."""
+    return optimal_eta(reached[:, None], etas)
+
+
+def _examples(model: nn.Module, images: Tensor, labels: Tensor, of: Any, classes: int) -> dict[str, Tensor]:
+    """The first images, each with its mask towards the class after its own."""
+    some, own = images[:_EXAMPLES], labels[:_EXAMPLES]
+    targets = (own + 1) % classes
+    found = target_gradient(model, some, targets, of=of)
+    return {"images": some, "masks": found, "labels": own, "targets": targets}

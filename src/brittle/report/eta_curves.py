@@ -1,0 +1,134 @@
+"""Additive masks: how many images they take to each class by their strength, and what they look like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from brittle.attacks.masks import ETA_SCALE
+from brittle.mask_cells import WAYS
+from brittle.measures import mean_of_seeds
+from brittle.report.contents import Masks, Model, Report
+from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, svg_of
+from brittle.report.pictures import data_uri, escaped, legible, picture, text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_TITLES = {
+    "trained": "training images",
+    "held out": "held-out images",
+    "borrowed": "nearest image's mask",
+    "transferred": "on the other model",
+}
+COLOUR = {"as published, unclipped": COLOURS[1], "kept in [0, 1]": COLOURS[0]}
+_TILE, _GAP, _TOP, _FOOT = 110, 14, 20, 24  # px
+
+
+def tables(report: Report) -> list[tuple[Model, Masks]]:
+    """The seeds of the first table of masks."""
+    found = [(model, masks) for model in report.models for masks in model.masks]
+    return [
+        (model, one)
+        for model, one in found
+        if (model.label, one.name, one.etas) == (found[0][0].label, found[0][1].name, found[0][1].etas)
+    ]
+
+
+def success(masks: Sequence[Masks], way: str, *, clipped: bool = False) -> Tensor:
+    """(S, E) share of images that are taken for the target, of each seed the mean over targets."""
+    return torch.stack([one.success(way, clipped=clipped).nanmean(0) for one in masks])
+
+
+def curves(report: Report) -> str:
+    """Lo and Ding, figures 6 and 8: success against the strength, a panel for each way to come by a mask.
+
+    Thin lines are targets, unclipped, means over seeds; strong ones the mean over targets and seeds, with Student's
+    95 % interval over seeds. Empty if no masks are done.
+    """
+    masks = [one for _, one in tables(report)]
+    if not masks:
+        return ""
+    ways = [way for way in WAYS if masks[0].total[WAYS.index(way)].any()]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+        drawn = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
+        for axes, way in zip(drawn, ways, strict=True):
+            each = torch.stack([one.success(way) for one in masks]).nanmean(0)
+            axes.plot(masks[0].etas, 100 * each.T.numpy(), color=COLOURS[1], linewidth=0.6, alpha=0.35)
+            for clipped, colour in zip((False, True), COLOUR.values(), strict=True):
+                _banded(axes, masks[0].etas, 100 * success(masks, way, clipped=clipped), colour)
+            axes.set(title=_TITLES[way], xlabel="η, of 0..255 pixels", ylim=(0, 102))
+            axes.set_xticks([0, 5000, 10_000], ["0", "5 000", "10 000"])
+            axes.margins(x=0.01)
+            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
+        drawn[0].set_ylabel("taken for the target, %")
+        return svg_of(figure, "eta", "Share of images taken for the target against the strength of their masks")
+
+
+def _banded(axes: Axes, etas: Sequence[float], values: Tensor, colour: str) -> None:
+    means = [mean_of_seeds(column) for column in values.T.tolist()]
+    low, high = np.array([mean.interval for mean in means]).clip(0, 100).T
+    axes.fill_between(etas, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(etas, [mean.value for mean in means], color=colour, linewidth=1.8)
+
+
+def histograms(report: Report) -> str:
+    """Lo and Ding, figure 5 b: the gradients of the target's output with respect to the pixels of three images."""
+    seeds = tables(report)
+    if not seeds:
+        return ""
+    _, masks = seeds[0]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.9), layout="constrained")
+        drawn = figure.subplots(1, len(masks.masks), sharey=True, squeeze=False)[0]
+        for axes, values, label, target in zip(drawn, masks.masks, masks.labels, masks.targets, strict=True):
+            channels = values.flatten(1)
+            reach = float(channels.abs().quantile(0.999))
+            colours = ("#c4529d", "#009e73", "#0072b2") if len(channels) == 3 else (INK,)
+            for channel, colour in zip(channels, colours, strict=False):
+                axes.hist(channel.numpy(), bins=list(np.linspace(-reach, reach, 60)), histtype="step", color=colour)
+            names = (legible(report.class_name(int(one)), 12) for one in (label, target))
+            axes.set_title(" → ".join(names))
+            axes.axvline(0, color=INK, linewidth=0.6)
+            axes.set_yticks([])
+            axes.set_xlabel("gradient of the target's output")
+        return svg_of(figure, "gradients", "Histograms of the gradients with respect to pixels, by colour")
+
+
+def examples(report: Report) -> str:
+    """Lo and Ding, figures 4 and 7: images, their masks, both together; and the mask that all images share."""
+    seeds = tables(report)
+    if not seeds:
+        return ""
+    _, masks = seeds[0]
+    heads = ("image", "its mask", "together", "shared mask", "together")
+    width, high = len(heads) * (_TILE + _GAP), _TILE + _FOOT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="grid" viewBox="0 0 {width} '
+        f'{_TOP + len(masks.images) * high}" aria-label="Images, their masks and both together" '
+        f'style="max-width: {round(1.2 * width)}px">',
+        *(text(place * (_TILE + _GAP), 13, head, "quiet") for place, head in enumerate(heads)),
+    ]
+    for line, image in enumerate(masks.images):
+        target = int(masks.targets[line])
+        eta = masks.etas[int(masks.best()[target])]
+        change, shared = masks.masks[line] * (eta / ETA_SCALE), masks.learned[target]
+        names = [legible(report.class_name(int(one)), 12) for one in (masks.labels[line], target)]
+        below = (names[0], f"towards {names[1]}", f"η = {eta:g}", f"towards {names[1]}", "")
+        tiles = (image, 0.5 + change, image + change, 0.5 + shared, image + shared)
+        for place, (tile, note) in enumerate(zip(tiles, below, strict=True)):
+            left, top = place * (_TILE + _GAP), _TOP + line * high
+            uri = data_uri(picture(tile.clamp(0, 1)))
+            parts.append(
+                f'<g><title>{escaped(f"{heads[place]}: {note}")}</title><image x="{left}" y="{top}" width="{_TILE}" '
+                f'height="{_TILE}" preserveAspectRatio="none" style="image-rendering: pixelated" href="{uri}"/>'
+                f"{text(left, top + _TILE + 14, note, 'quiet')}</g>"
+            )
+    return "".join([*parts, "</svg>"])

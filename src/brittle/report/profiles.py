@@ -1,0 +1,187 @@
+"""Which units matter to which class: gradient profiles, the network drawn as circles, and how rankings agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from brittle.measures import Mean, mean_of_seeds
+from brittle.report.contents import Report, Units
+from brittle.report.figures import STYLE, WIDTH, svg_of
+from brittle.report.knockouts import tables
+from brittle.report.pictures import data_uri, escaped, legible, picture, text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RANKED = 8  # strongest and weakest units of a class in the table, as in Lo and Ding, table III
+_IMAGES = 3  # of each class in the diagrams, as in their table II
+_TILE, _STEP, _GAP, _LEFT, _FOOT = 84, 17, 14, 96, 26  # px
+_SHADES = ((38, 255), (42, 236), (50, 170))  # red, green and blue of the weakest and of the strongest unit
+MOST = 32  # units of a layer that a diagram has room for
+
+
+def relative(log10: Tensor) -> Tensor:
+    """(..., U) share, in [0, 1], of the largest in the network: Lo and Ding normalise their diagrams so."""
+    return (10 ** (log10 - log10.amax(-1, keepdim=True))).nan_to_num()
+
+
+# Agreement ----------------------------------------------------------------------------------------------------------
+
+
+def tau(units: Units) -> tuple[float, float]:
+    """Mean Kendall's tau of two images' rankings: of one class, and of two; NaN where there are no such pairs."""
+    same = torch.eye(len(units.agreement), dtype=torch.bool)
+    return float(units.agreement[same].nanmean()), float(units.agreement[~same].nanmean())
+
+
+def agreement(units: Sequence[Units]) -> tuple[Mean, Mean, Mean]:
+    """Over seeds: tau within a class, between two, and the difference."""
+    within, between = zip(*map(tau, units), strict=True)
+    gaps = [one - other for one, other in zip(within, between, strict=True)]
+    return mean_of_seeds(within), mean_of_seeds(between), mean_of_seeds(gaps)
+
+
+def sentence(report: Report) -> str:
+    """How alike units are ranked for images of one class and of two; empty if no units are done."""
+    seeds = next(iter(tables(report).values()), [])
+    if not seeds:
+        return ""
+    within, between, _ = agreement([units for _, units in seeds])
+    return (
+        f"Kendall’s τ between the rankings of two images is {_spread(within)} where they are of one class and "
+        f"{_spread(between)} where they are not."
+    )
+
+
+def _spread(mean: Mean) -> str:
+    low, high = mean.interval
+    return f"{mean.value:.2f}" + (f" ({low:.2f} to {high:.2f} over seeds)" if mean.rows > 1 else "")
+
+
+# Figures ------------------------------------------------------------------------------------------------------------
+
+
+def profiles(report: Report) -> str:
+    """Each class's convolutional gradients, and how well rankings agree, of the first network; empty if not done."""
+    seeds = next(iter(tables(report).values()), [])
+    if not seeds:
+        return ""
+    units = seeds[0][1]
+    names = [legible(report.class_name(one), 12) for one in range(len(units.profile))]
+    with matplotlib.rc_context(STYLE):
+        height = 1.1 + 0.17 * min(40, len(names))
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1.9, 1])
+        shown = left.imshow(100 * relative(units.profile).numpy(), aspect="auto", cmap="magma", vmin=0, vmax=100)
+        _by_layer(left, units)
+        left.set_yticks(range(len(names)), names)
+        left.set_title("gradient of each map, % of the class's largest")
+        figure.colorbar(shown, ax=left, pad=0.02)
+        seen = torch.stack([one.agreement for _, one in seeds]).nanmean(0).numpy()
+        shown = right.imshow(seen, cmap="viridis", vmin=min(0.0, float(np.nanmin(seen))), vmax=1, aspect="auto")
+        right.set_yticks([])
+        right.set_xticks([0, len(names) - 1], [names[0], names[-1]])
+        right.set_title("Kendall's τ between images, by class")
+        figure.colorbar(shown, ax=right, pad=0.02)
+        return svg_of(figure, "profiles", "Gradient of each feature map by class, and agreement of the rankings")
+
+
+def _by_layer(axes: Axes, units: Units) -> None:
+    """Layers named below their units, and a line between them."""
+    ends = np.cumsum([0, *units.layers.values()])
+    axes.set_xticks((ends[:-1] + ends[1:]) / 2 - 0.5, [legible(name, 14) for name in units.layers])
+    axes.tick_params(axis="x", length=0)
+    for end in ends[1:-1]:
+        axes.axvline(end - 0.5, color="white", linewidth=1.5)
+
+
+def networks(report: Report) -> str:
+    """Lo and Ding, tables II and III: images, and the network's units as circles, brighter for stronger.
+
+    Held-out images that the report has; last of each class its mean gradient. Of the first network; empty if it or its
+    images are not there, or a layer has more than MOST units.
+    """
+    seeds = next(iter(tables(report).values()), [])
+    if not seeds or report.images is None or max(seeds[0][1].layers.values()) > MOST:
+        return ""
+    units = seeds[0][1]
+    across = max(units.layers.values()) * _STEP + 10
+    step = _TILE + 8 + across + _GAP
+    high = max(_TILE, len(units.layers) * _STEP + 10)
+    width = _LEFT + _IMAGES * step + across
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="grid" viewBox="0 0 {width} '
+        f'{20 + len(units.classes) * (high + _FOOT)}" aria-label="Images, and the network with brighter circles for '
+        f'units of stronger gradients" style="min-width: {round(0.8 * width)}px">',
+        text(_LEFT + _IMAGES * step, 13, "class gradient", "quiet"),
+    ]
+    for place, one in enumerate(units.classes):
+        top = 20 + place * (high + _FOOT)
+        parts.append(text(0, top + high // 2, legible(report.class_name(one), 13), "strong"))
+        for number, row in enumerate(_shown(report, units, one)):
+            left = _LEFT + number * step
+            parts.append(
+                f'<image x="{left}" y="{top}" width="{_TILE}" height="{_TILE}" '
+                f'href="{data_uri(picture(report.images[row]))}"/>'
+            )
+            held = int((~units.held_out).sum())
+            parts.append(_circles(units, units.each[held + row], left + _TILE + 8, top, across))
+        parts.append(_circles(units, units.profile[one], _LEFT + _IMAGES * step, top, across))
+    return "".join([*parts, "</svg>"])
+
+
+def _shown(report: Report, units: Units, one: int) -> list[int]:
+    """The first rows of the report that are of a class and were looked at."""
+    assert report.labels is not None
+    rows = (report.labels[: int(units.held_out.sum())] == one).nonzero().flatten()
+    return rows[:_IMAGES].tolist()
+
+
+def _circles(units: Units, log10: Tensor, left: int, top: int, across: int) -> str:
+    """A row of circles for each layer, on a dark ground."""
+    brightness = relative(log10)
+    parts = [
+        f'<rect x="{left}" y="{top}" width="{across}" height="{len(units.layers) * _STEP + 10}" rx="4" fill="#14161a"/>'
+    ]
+    place = 0
+    for line, (layer, count) in enumerate(units.layers.items()):
+        begin = left + (across - count * _STEP) / 2 + _STEP / 2
+        for number in range(count):
+            value = float(brightness[place]) ** 2  # most lie above a third: told apart better
+            shade = "".join(f"{round(low + (high - low) * value):02x}" for low, high in _SHADES)
+            spoken = escaped(f"{layer} {number + 1}: {10 ** float(log10[place]):.3g}")
+            parts.append(
+                f'<circle cx="{begin + number * _STEP:g}" cy="{top + 5 + _STEP / 2 + line * _STEP:g}" r="6.5" '
+                f'fill="#{shade}"><title>{spoken}</title></circle>'
+            )
+            place += 1
+    return "".join(parts)
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+def ranked(report: Report) -> list[dict]:
+    """Lo and Ding, table III: the strongest and the weakest units of each class, of the first network, from 1."""
+    seeds = next(iter(tables(report).values()), [])
+    lines = []
+    for one in seeds[0][1].classes if seeds else ():
+        units = seeds[0][1]
+        order = units.profile[one].sort(descending=True, stable=True).indices.tolist()
+        count = min(RANKED, len(order) // 2)
+        for place in range(count):
+            pair = (order[place], order[-1 - place])
+            lines.append({"class": report.class_name(one), "pair": [_named(units, one, each) for each in pair]})
+    return lines
+
+
+def _named(units: Units, one: int, place: int) -> dict:
+    layer, number = units.unit(place)
+    return {"layer": layer, "unit": number + 1, "gradient": f"{10 ** float(units.profile[one, place]):.2g}"}

@@ -1,0 +1,38 @@
+"""The page's sections on units and on additive masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from brittle.report import eta_curves, knockouts, profiles
+from brittle.report.contents import Report
+
+
+def contents(report: Report) -> dict[str, Any]:
+    """What `units.html` shows, figures as markup; 'units' and 'masks' are empty where the study has none."""
+    from markupsafe import Markup
+
+    units, masks = {}, {}
+    if knockouts.tables(report):
+        figures = {
+            "profiles": profiles.profiles(report),
+            "networks": profiles.networks(report),
+            "knockout": knockouts.curves(report),
+            "by_class": knockouts.by_class(report),
+            "moves": knockouts.moves(report),
+        }
+        units = {
+            "figures": {name: Markup(svg) for name, svg in figures.items()},
+            "orders": knockouts.legend(report),
+            "classes": knockouts.class_colours(report),
+            "ranked": profiles.ranked(report),
+            "agreement": profiles.sentence(report),
+        }
+    if eta_curves.tables(report):
+        figures = {
+            "curves": eta_curves.curves(report),
+            "examples": eta_curves.examples(report),
+            "histograms": eta_curves.histograms(report),
+        }
+        masks = {"figures": {name: Markup(svg) for name, svg in figures.items()}, "colours": eta_curves.COLOUR}
+    return {"units": units, "masks": masks}

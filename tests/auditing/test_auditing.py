@@ -1,0 +1,310 @@
+"""The parts of the audit: the door, the views, the rules of the verdict, and the manners of the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from problems import blobs, condition, convnet, pictures, predicted
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from brittle.auditing import Audit, audit, usual_eps
+from brittle.auditing.battery import Ledger, Step
+from brittle.auditing.checks import check, monotone, worth_of
+from brittle.auditing.door import look_in
+from brittle.auditing.gradients import Gradients, look_at
+from brittle.auditing.verdict import decide, named
+from brittle.auditing.views import Averaged, Logged, Scaled, StraightThrough, works
+from brittle.data import Split
+from brittle.errors import InputError
+from brittle.measures import Share
+
+
+class Made(nn.Module):
+    """A network from a function of images."""
+
+    def __init__(self, function: Callable[[Tensor], Any]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Any:
+        return self.function(images)
+
+
+def split_of(model: nn.Module, rows: int = 40) -> Split:
+    images = pictures(rows)
+    return Split(images, predicted(model, images))
+
+
+# The door -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_door_sees_probabilities_randomness_16_bits_and_training_mode():
+    plain = convnet(gain=3)
+    split = split_of(plain)
+    door = look_in(plain.eval(), split)
+    assert (door.classes, door.deterministic, door.probabilities, door.half, door.training) == (
+        4,
+        True,
+        False,
+        False,
+        False,
+    )
+    assert door.accuracy == Share(40, 40)
+    assert look_in(Made(lambda x: torch.softmax(plain(x), 1)), split).probabilities
+    assert look_in(Made(lambda x: plain(x).half().float()), split).half
+    assert look_in(convnet(dropout=0.5, gain=3).train(), split).training
+    random = look_in(Made(lambda x: plain(x + torch.randn_like(x))).eval(), split)
+    assert not random.deterministic
+    assert 0 < random.disagreement <= 1
+    for one in (look_in(Made(lambda x: torch.softmax(plain(x), 1)), split), random):
+        assert len(one.remedies) >= 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: (x, x), "must return one tensor of logits, got a tuple"),
+        (lambda x: {"logits": x}, "must return one tensor of logits, got a dict"),
+        (lambda x: x.flatten(1)[:, :1], r"must return logits \(1, K\) with K >= 2, got shape \(1, 1\)"),
+        (lambda x: x.flatten(1)[:, :2] * torch.nan, "must return finite logits"),
+        (lambda x: x @ torch.zeros(7, 7), r"the model fails on images \(1, 1, 6, 6\)"),
+        (lambda x: x.flatten(1)[:, :3], r"labels must lie in 0\.\.2, as the model has 3 outputs"),
+    ],
+)
+def test_what_is_no_classifier_is_refused_in_one_line(function: Callable[[Tensor], Any], message: str):
+    labels = torch.arange(8) % (4 if "labels" in message else 2)
+    with pytest.raises(InputError, match=message) as caught:
+        audit(Made(function), Split(pictures(8), labels))
+    assert "\n" not in str(caught.value)
+
+
+# Views ----------------------------------------------------------------------------------------------------------------
+
+
+def test_views_keep_what_the_model_says():
+    model, images = convnet(gain=3).eval(), pictures(20)
+    logits = model(images)
+    assert torch.allclose(Scaled(model, 10.0)(images), logits / 10)
+    assert torch.allclose(Averaged(model, 3)(images), logits, atol=1e-6)
+    undone = Logged(Made(lambda x: torch.softmax(model(x), 1)))(images)
+    assert torch.allclose(undone - undone[:, :1], logits - logits[:, :1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wall",
+    [
+        lambda x: (x * 4).round() / 4,
+        lambda x: torch.floor(x * 8) / 8,
+        lambda x: (x > 0.5).float(),
+        lambda x: (x >= 0.3).to(torch.float32) + (x < 0.7) * 0.5,
+        lambda x: x.detach(),
+        lambda x: (x * 3 - 1).clamp(0, 1),
+    ],
+    ids=["round", "floor", "thermometer", "sums of comparisons", "detach", "clamp"],
+)
+def test_walls_are_passed_with_the_same_outputs_and_a_gradient_everywhere(wall: Callable[[Tensor], Tensor]):
+    model, images = convnet(gain=3).eval(), pictures(10).requires_grad_(True)
+    view = StraightThrough(Made(lambda x: model(wall(x))))
+    logits = view(images)
+    assert torch.equal(logits, model(wall(images.detach())))
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), images)
+    assert (gradient.flatten(1).abs().amax(1) > 0).all()
+    assert works(view, Made(lambda x: model(wall(x))), images.detach(), deterministic=True)
+
+
+def test_an_argmax_made_one_hot_is_passed():
+    model, images = convnet(gain=3).eval(), pictures(10).requires_grad_(True)
+    view = StraightThrough(Made(lambda x: F.one_hot(model(x).argmax(1), 4).float() * 10))
+    logits = view(images)
+    assert set(logits.unique().tolist()) == {0.0, 10.0}
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), images)
+    (plain,) = torch.autograd.grad(model(images)[:, 0].sum(), images)
+    assert torch.allclose(gradient, 10 * plain, rtol=1e-4)
+
+
+# Gradients ------------------------------------------------------------------------------------------------------------
+
+
+def looked(function: Callable[[Tensor], Tensor]) -> Gradients:
+    images = pictures(40)
+    model = Made(function).eval()
+    return look_at(model, model, 1.0, images, predicted(model, images), reach=0.003, seed=0)
+
+
+def test_gradients_that_are_sound_vanish_are_lost_inside_are_blocked_or_lie():
+    plain = convnet(gain=3).eval()
+    sound = looked(plain)
+    assert (sound.zero, sound.blocked, sound.bad) == (0, 0, False)
+    assert sound.agreement > 0.9
+    assert sound.cosine == pytest.approx(1)
+    large = looked(lambda x: plain(x) * 1e4)
+    assert large.zero > 0.5
+    assert large.lost_inside < 0.5
+    assert not large.bad
+    assert large.log10 is not None
+    assert large.log10 < -45
+    rounded = looked(lambda x: plain((x * 3).round() / 3))
+    assert rounded.zero == rounded.blocked == 1
+    assert rounded.bad
+    bent = looked(lambda x: plain(x) + 0.01 * torch.sin(1e4 * x.flatten(1)[:, :4]))
+    assert bent.bad
+
+
+# The rules ------------------------------------------------------------------------------------------------------------
+
+
+def steps(*parts: tuple[str | None, float]) -> list[Step]:
+    return [Step("attack", mends, 10, 1, left, 0.0) for mends, left in parts]
+
+
+SOUND = Gradients(zero=0, negligible=0, log10=-2, lost_inside=0, blocked=0, agreement=1, cosine=1)
+PASSED = check("anything", 0, "at most", 1, source="", sentence="")
+FAILED = check("scale", 1, "at most", 0, source="", sentence="Something.", remedy="run more")
+
+
+def ruled(common: int, left: int, *checks: Any, reference: int | None = None, made: list[Step] | None = None) -> Any:
+    plain = convnet(gain=3)
+    door = dataclasses.replace(look_in(plain, split_of(plain)), accuracy=Share(190, 200), chance=0.1)
+    return decide(
+        door=door,
+        steps=made or steps((None, common / 200), ("budget", left / 200)),
+        common=Share(common, 200),
+        left=Share(left, 200),
+        reference=None if reference is None else Share(reference, 200),
+        gradients=SOUND,
+        checks=checks or (PASSED,),
+        bound="L-infinity 0.3",
+    )
+
+
+def test_the_rules_in_their_order():
+    assert ruled(160, 155, reference=20).kind == "robust"
+    assert ruled(160, 155, reference=150).kind == "inconclusive"  # the undefended network has as much
+    assert ruled(160, 155, FAILED).kind == "inconclusive"
+    assert ruled(160, 155, FAILED).next == ("run more",)
+    assert ruled(110, 105).kind == "inconclusive"  # the interval reaches below half of 95 %
+    assert ruled(20, 15).kind == "broken"
+    assert ruled(160, 0).kind == "masked"
+    assert ruled(160, 135, FAILED).kind == "masked"
+    assert ruled(160, 135).kind == "inconclusive"  # a gap without a cause is not robust either
+    assert ruled(64, 42).kind == "broken"  # an undefended network, a little more searched
+
+
+@pytest.mark.parametrize("left", range(0, 180, 5))
+def test_what_failed_a_check_or_lost_a_tenth_is_never_robust(left: int):
+    assert ruled(190, left, FAILED).kind != "robust"
+    assert ruled(left + 21, left).kind != "robust"
+
+
+def test_causes_are_named_by_what_their_mending_was_worth():
+    def causes(*parts: tuple[str | None, float], gradients: Gradients = SOUND) -> tuple[str, ...]:
+        made = steps((None, 0.9), *parts)
+        return named(made, 0.9 - made[-1].left, gradients)
+
+    assert worth_of(steps((None, 0.9), ("scale", 0.2), ("loss", 0.1), ("scale", 0.0))) == {
+        "scale": pytest.approx(0.8),
+        "loss": pytest.approx(0.1),
+    }
+    assert causes(("scale", 0.0)) == ("scale",)
+    assert causes(("scale", 0.3), ("precision", 0.1)) == ("scale",)
+    assert causes(("scale", 0.9), ("precision", 0.1)) == ("precision",)
+    assert causes(("scale", 0.5), ("loss", 0.0)) == ("loss", "scale")
+    lost = dataclasses.replace(SOUND, zero=1.0, lost_inside=1.0)
+    assert causes(("scale", 0.0), gradients=lost) == ("precision",)
+    bad = dataclasses.replace(SOUND, blocked=1.0)
+    assert causes(("shattered", 0.5), ("budget", 0.0), gradients=bad) == ("shattered",)
+    assert causes(("shattered", 0.5), ("budget", 0.0)) == ("budget",)
+    assert causes(("stochastic", 0.1)) == ("stochastic",)
+    assert causes((None, 0.0)) == ("budget",)
+
+
+def test_checks_hold_a_quantity_against_a_threshold():
+    assert PASSED.passed
+    assert not FAILED.passed
+    assert not check("nothing measured", float("nan"), "at most", 1, source="", sentence="").passed
+    assert monotone([0.9, 0.5, 0.1]).passed
+    assert not monotone([0.9, 0.1, 0.5]).passed
+
+
+def test_the_ledger_keeps_the_smallest_change_that_fools_the_model_itself():
+    model = convnet(gain=3).eval()
+    split = split_of(model, 4)
+    wrong = Split(split.images, torch.cat([(split.labels[:1] + 1) % 4, split.labels[1:]]))
+    ledger = Ledger(model, wrong.images, wrong.labels, "linf", True)
+    assert ledger.size[0] == 0
+    assert ledger.left(0.5) == 0.75
+    rows = torch.tensor([1, 2])
+    assert not ledger.offer("nothing", wrong.images[rows], rows).any()
+    others = torch.stack(
+        [next(x for x in pictures(50, seed=9) if model(x[None]).argmax() != split.labels[r]) for r in rows]
+    )
+    assert ledger.offer("another image", others, rows).all()
+    assert ledger.by == ["no change", "another image", "another image", ""]
+    assert torch.allclose(ledger.size[rows], (others - wrong.images[rows]).abs().flatten(1).amax(1).double())
+
+
+# The whole ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> Audit:
+    return audit(convnet(gain=3), split_of(convnet(gain=3)), eps=0.1, budget="quick")
+
+
+def test_an_audit_is_json_and_the_same_each_time(small: Audit):
+    def without_times(one: Audit) -> dict[str, Any]:
+        record = json.loads(json.dumps(one.record(), allow_nan=False))
+        for step in record["steps"]:
+            del step["seconds"]
+        return record
+
+    record = without_times(small)
+    again = audit(convnet(gain=3), split_of(convnet(gain=3)), eps=0.1, budget="quick")
+    assert record == without_times(again)
+    assert record["left"]["value"] == small.left.value
+    assert len(record["pictures"][0]["clean"][0]) == 6
+    assert small.left.count <= small.common.count
+    curve = small.curves[1]
+    assert curve.left == tuple(sorted(curve.left, reverse=True))
+    assert curve.left[curve.eps.index(0.1)] == small.left.value
+
+
+def test_an_audit_leaves_the_model_the_split_and_the_random_numbers_as_they_were():
+    model = convnet(dropout=0.5, gain=3).train()
+    split = split_of(convnet(gain=3), 10)
+    before = condition(model), split.images.clone(), torch.get_rng_state()
+    told: list[int] = []
+    audit(model, split, eps=0.1, budget="quick", progress=lambda done, total, note="": told.append(done))
+    assert condition(model) == before[0]
+    assert torch.equal(split.images, before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"eps": 0.0}, r"eps must be positive and finite, got 0\.0"),
+        ({"eps": 1.5}, r"eps must be at most 1 in L-infinity, as images lie in \[0, 1\], got 1\.5"),
+        ({"eps": 2.5, "norm": "l0"}, r"eps must be a whole number of pixels in L0, got 2\.5"),
+        ({"norm": "l1"}, "unknown norm 'l1'"),
+        ({"budget": "huge"}, "unknown budget 'huge'"),
+        ({"rows": 0}, "rows must be at least 1, got 0"),
+    ],
+)
+def test_a_request_that_cannot_be_met_says_what_came(wrong: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        audit(convnet(), blobs().test, **wrong)
+
+
+def test_the_usual_bounds():
+    assert usual_eps(torch.zeros(1, 1, 28, 28), "linf") == 0.3
+    assert usual_eps(torch.zeros(1, 3, 32, 32), "linf") == 8 / 255
+    assert (usual_eps(torch.zeros(1, 1, 28, 28), "l2"), usual_eps(torch.zeros(1, 3, 32, 32), "l2")) == (1.5, 0.5)
+    assert usual_eps(torch.zeros(1, 3, 32, 32), "l0") == 10

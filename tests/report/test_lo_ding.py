@@ -1,0 +1,201 @@
+"""Lo and Ding's claims and figures, of units and masks whose errors are given."""
+
+import pytest
+import torch
+
+from brittle.measures import Mean, Share
+from brittle.report import eta_curves, knockouts, profiles
+from brittle.report.claims import lo_ding
+from brittle.report.contents import Masks, Measured, Model, Provenance, Report, Units
+
+U = 12  # units: 4 in one layer, 8 in the other
+
+
+def units(strongest, weakest, *, within=0.6, between=0.4, random=None):
+    """One class of 10 images of 30, and errors in percent after 0, 1, ... units; all wrong at the end."""
+
+    def curve(errors):
+        return torch.tensor([*errors, *[errors[-1]] * (U + 1 - len(errors))])
+
+    lines = [strongest, weakest, weakest, *([random] * 2 if random else [])]
+    wrong = torch.stack([torch.stack([curve(line) * total // 100 for total in (10, 30, 10, 30)]) for line in lines])
+    agreement = torch.full((3, 3), between, dtype=torch.float64)
+    agreement.fill_diagonal_(within)
+    return Units(
+        name="maps",
+        layers={"one": 4, "two": 8},
+        of="softmax",
+        classes=(1,),
+        profile=torch.linspace(0, -1.1, U).double().repeat(3, 1),
+        each=torch.linspace(0, -1.1, U).double().repeat(30, 1),
+        labels=torch.arange(3).repeat(10),
+        held_out=torch.arange(30) >= 24,
+        agreement=agreement,
+        wrong=wrong[None].int(),
+        total=torch.tensor([[10, 30, 10, 30]]),
+        moves=torch.eye(3).int().mul(10).repeat(1, U + 1, 1, 1),
+    )
+
+
+def masks(best=6000, held_out=0.9, borrowed=0.3, transferred=0.2, learned=0.1):
+    """Two targets, 100 images each; all are there at the best eta, a tenth at others."""
+    etas = (0, 3000, 6000, 9000, 12_000)
+    at = torch.tensor([eta == best for eta in etas])
+    shares = torch.tensor([1.0, held_out, borrowed, transferred])
+    reached = torch.where(at, 100 * shares.view(4, 1, 1, 1), 10.0).round().long().expand(4, 2, 2, 5)
+    return Masks(
+        name="linear",
+        etas=etas,
+        reached=reached,
+        total=torch.full((4, 2), 100),
+        sizes=torch.tensor([[2.0, 2.0], [0.1, 0.1]]).double(),
+        learned=torch.zeros(2, 3, 4, 4),
+        fooled=torch.full((2, 2), round(100 * learned)),
+        counted=torch.full((2, 2), 100),
+        images=torch.full((2, 3, 4, 4), 0.5),
+        masks=torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)),
+        labels=torch.tensor([0, 1]),
+        targets=torch.tensor([1, 0]),
+    )
+
+
+def model(seed, *, units=None, masks=None, name="faces", wrong=2, of=41):
+    right = Share(of - wrong, of)
+    labels = torch.zeros(2).long()
+    measured = Measured(right, right, Mean(1, (1, 1), of), {}, {}, torch.zeros(2, 3), labels, None)
+    given = [() if one is None else (one,) for one in (units, masks)]
+    return Model(name, name, f"{name}, seed {seed}", seed, {}, 1.0, None, 0, None, measured, (), *given)
+
+
+def report(*models, data="yale-faces"):
+    images, labels = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(3).repeat(2)
+    nothing = Provenance({}, 0.0, "", "")
+    return Report("made", "made", "", "lo-ding", data, "", ("a", "b", "c"), images, labels, models, 1, (), nothing)
+
+
+def verdicts(*models, data="yale-faces"):
+    return {claim.says: claim.verdict for claim in lo_ding.claims(report(*models, data=data))}
+
+
+def claim(piece, *models, data="yale-faces"):
+    (found,) = [one for one in lo_ding.claims(report(*models, data=data)) if piece in one.says]
+    return found
+
+
+def value(piece, *models, data="yale-faces"):
+    number = claim(piece, *models, data=data).exact
+    assert number is not None
+    return number.value
+
+
+AS_PUBLISHED = [0, 0, 10, 40, 60, 70, 80, 90, 90, 90, 90, 90, 100], [0, 0, 0, 0, 0, 0, 40, 40, 40, 20, 20, 90, 100]
+
+
+def faces(strongest=AS_PUBLISHED[0], weakest=AS_PUBLISHED[1], *, seeds=3, **others):
+    """Seeds that differ by two wrong faces each, and in nothing else."""
+    return [model(seed, units=units(strongest, weakest, **others), wrong=2 * seed) for seed in range(seeds)]
+
+
+def test_a_network_as_the_paper_describes_it_bears_its_claims_on_units_out():
+    found = [one for one in lo_ding.claims(report(*faces())) if one.verdict != "not tested"]
+    assert [one.says for one in found if one.verdict != "holds"] == [
+        "The error within the class rises faster than over all classes."  # here both are alike
+    ]
+    assert len(found) == 12
+
+
+def test_without_seeds_nothing_is_judged():
+    assert set(verdicts(*faces(seeds=1)).values()) == {"not tested"}
+    assert set(verdicts().values()) == {"not tested"}
+
+
+def test_the_numbers_are_those_of_the_curves():
+    assert value("errs more than without weak", *faces()) == pytest.approx(
+        sum(AS_PUBLISHED[0][1:11]) / 10 - sum(AS_PUBLISHED[1][1:11]) / 10
+    )
+    assert value("critical number", *faces()) == 4  # the first with half or more wrong
+    assert value("That number depends", *faces()) == 11 - 4
+    assert value("10 weakest", *faces()) == pytest.approx(20)
+    assert value("Three strong", *faces()) == pytest.approx(40 - 40)  # 3 strongest, 6 weakest
+    assert value("a profile of its own", *faces()) == pytest.approx(0.2)
+
+
+def test_units_that_all_matter_alike_bear_none_of_them_out():
+    same = AS_PUBLISHED[1]
+    found = verdicts(*faces(same, same, within=0.3, between=0.3, random=same))
+    for says, verdict in found.items():
+        if any(piece in says for piece in ("profile", "without weak", "at random", "least active", "That number")):
+            assert verdict == "does not hold"
+
+
+def test_random_draws_are_compared_where_there_are_some():
+    assert claim("at random", *faces()).verdict == "not tested"
+    tried = claim("at random", *faces(random=[0] * 11 + [50, 100]))
+    assert tried.verdict == "holds"
+    assert value("at random", *faces(random=[0] * 11 + [50, 100])) == pytest.approx(sum(AS_PUBLISHED[0][1:11]) / 10)
+
+
+def test_an_error_that_two_of_41_cannot_be_is_not_the_published_one():
+    assert claim("4.88", *faces()).verdict == "holds"
+    bad = [model(seed, wrong=20 + seed) for seed in range(3)]
+    assert claim("4.88", *bad).verdict == "does not hold"
+
+
+def cifar(**changed):
+    seeds = [
+        model(seed, masks=masks(**changed), name="pseudo_alexnet", wrong=3400 + 20 * seed, of=10_000)
+        for seed in (0, 1, 2)
+    ]
+    return seeds + [model(seed, name="mlp", wrong=4000 + seed, of=10_000) for seed in (0, 1, 2)]
+
+
+def test_masks_as_the_paper_describes_them_bear_its_claims_out():
+    found = [one for one in lo_ding.claims(report(*cifar(), data="cifar10")) if one.verdict != "not tested"]
+    assert [one.says for one in found if one.verdict != "holds"] == [
+        "The MLP errs on 54.22 % of CIFAR-10.",
+        "The same η serves for images that it was not chosen on.",  # 10 points lost
+    ]
+    assert len(found) == 8
+    assert value("One mask for all", *cifar(), data="cifar10") == pytest.approx(90)
+    assert value("On the MLP", *cifar(), data="cifar10") == pytest.approx(20 - 100)
+
+
+@pytest.mark.parametrize(
+    ("piece", "changed"),
+    [("best η lies", {"best": 3000}), ("nearest", {"borrowed": 1.0}), ("One mask", {"learned": 0.9})],
+)
+def test_masks_that_do_otherwise_do_not(piece, changed):
+    assert claim(piece, *cifar(**changed), data="cifar10").verdict == "does not hold"
+
+
+def test_a_unit_is_named_by_its_layer_and_its_place_there():
+    one = units(*AS_PUBLISHED)
+    assert [one.unit(place) for place in (0, 3, 4, 11)] == [("one", 0), ("one", 3), ("two", 0), ("two", 7)]
+
+
+def test_the_strongest_and_the_weakest_are_listed_from_the_ends():
+    rows = profiles.ranked(report(*faces()))
+    assert len(rows) == 6  # half of twelve, of one class
+    assert rows[0] == {
+        "class": "b",
+        "pair": [{"layer": "one", "unit": 1, "gradient": "1"}, {"layer": "two", "unit": 8, "gradient": "0.079"}],
+    }
+
+
+def test_circles_are_as_bright_as_their_share_of_the_strongest():
+    svg = profiles.networks(report(*faces()))
+    assert svg.count("<circle") == U * 3  # of two held-out images of class b, and the class
+    assert svg.count(">one 1: 1<") == 3
+    assert svg.index("#ffecaa") < svg.index("two 8: 0.0794")  # the brightest is the first
+
+
+def test_figures_are_drawn_where_there_is_something_to_draw():
+    seen = report(*faces(random=[0] * 12 + [100]))
+    for draw in (knockouts.curves, knockouts.by_class, knockouts.moves, profiles.profiles):
+        assert draw(seen).startswith("<svg")
+        assert draw(report()) == ""
+    masked = report(*cifar(), data="cifar10")
+    for draw in (eta_curves.curves, eta_curves.examples, eta_curves.histograms):
+        assert draw(masked).startswith("<svg")
+        assert draw(seen) == ""
+    assert set(knockouts.legend(report(*faces()))) == {"strongest", "weakest", "least active"}

@@ -1,0 +1,75 @@
+"""A study of units and masks, run whole on a tiny network: from its tables to its page."""
+
+import pytest
+import torch
+from problems import blobs
+
+from brittle import engine, study
+from brittle.plan import expand
+from brittle.report import gather
+from brittle.report.page import html
+from brittle.store import Store
+
+TABLES = {
+    "name": "tiny",
+    "title": "Units and masks",
+    "data": "blobs",
+    "rows": 6,
+    "seeds": [0, 1],
+    "claims": "lo-ding",
+    "training": {"network": "brittle.networks.mlp", "network_options": {"hidden": 4}, "epochs": 1},
+    "models": {"plain": {}, "other": {}},
+    "units": {"hidden": {"layers": ["tanh"], "classes": ["square at 1"], "random": 2, "models": ["plain"]}},
+    "masks": {"linear": {"models": ["plain"], "other": "other", "etas": [0, 5000, 10000], "images": 6, "epochs": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    data, made = blobs(), Store(tmp_path_factory.mktemp("store"))
+    plan = expand(study.check(TABLES, "tiny"), data, device="cpu", dtype="float32")
+    made.write_study("tiny", plan.record)
+    engine.run(plan.cells, made, load=lambda _: data, device=torch.device("cpu"))
+    return made
+
+
+def test_what_a_study_stores_of_units_and_masks_comes_back(store):
+    plain, other = gather(store, "tiny").models[:2]
+    (units,), (masks,) = plain.units, plain.masks
+    assert (other.units, other.masks) == ((), ())
+    assert (units.layers, units.classes, units.profile.shape, units.each.shape) == ({"tanh": 4}, (1,), (3, 4), (120, 4))
+    assert units.errors("strongest", "overall").shape == units.errors("random", "overall").shape == (1, 5)
+    assert plain.measured is not None
+    labels, predictions = plain.measured.labels, plain.measured.logits.argmax(1)
+    wrong = int((predictions != labels).sum())  # none gone: the test split, which is held out
+    assert units.errors("strongest", "overall, held out")[0, 0] == pytest.approx(wrong / len(labels))
+    assert masks.success("transferred").shape == (3, 3)
+    assert masks.etas == (0, 5000, 10_000)
+
+
+def test_the_page_shows_them(store):
+    page = html(gather(store, "tiny"))
+    for words in (
+        "Which units matter",
+        "What goes when units go",
+        "Kendall’s τ between the rankings",
+        "How strong a mask",
+    ):
+        assert words in page
+    assert "What the paper says" in page
+
+
+def test_a_page_without_units_has_no_such_section(build):
+    page = html(gather(build(), "tiny"))
+    assert "Which units matter" not in page
+    assert "What additive masks do" not in page
+
+
+def test_units_that_are_not_done_are_missing_and_nothing_else(store, tmp_path):
+    record = store.read_study("tiny")
+    record["models"][0]["units"][0]["cell"] = "0" * 32
+    store.write_study("part", record)
+    found = gather(store, "part")
+    assert [lost.title for lost in found.lost] == ["units hidden of plain, seed 0"]
+    assert (found.models[0].units, len(found.models[2].units)) == ((), 1)
+    assert "What goes when units go" in html(found)

@@ -1,0 +1,303 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import brittle
+from brittle.auditing import audit
+from brittle.cli import app
+from brittle.networks import build
+
+MODULE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+def net(classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, classes))
+
+class Does(nn.Module):
+    def __init__(self, what, classes=10):
+        super().__init__()
+        self.what, self.net = what, net(classes)
+    def forward(self, images):
+        return self.what(self.net(images))
+
+def is_tuple(): return Does(lambda z: (z, z))
+def is_dict(): return Does(lambda z: {"logits": z})
+def is_nan(): return Does(lambda z: z * float("nan"))
+def one_class(): return Does(lambda z: z, 1)
+def five_classes(): return Does(lambda z: z, 5)
+def thousand(): return Does(lambda z: z, 1000)
+def flat(): return Does(lambda z: z.flatten())
+
+class Squeezes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+    def forward(self, images):
+        return F.batch_norm(self.net(images), None, None, training=True)
+
+def no_batch_of_one(): return Squeezes()
+"""
+QUICK = ["--data", "digits", "--budget", "quick", "--rows", "30"]
+PLAIN = ["--weights", "plain.safetensors", *QUICK]
+
+
+def net() -> torch.nn.Module:
+    """As `net` in the module."""
+    layers = torch.nn
+    return layers.Sequential(layers.Flatten(), layers.Linear(784, 32), layers.ReLU(), layers.Linear(32, 10))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A module of networks, the weights of a plain one and of one trained at T = 20, and a store."""
+    where = tmp_path_factory.mktemp("mine")
+    (where / "audit_mine.py").write_text(MODULE)
+    data = brittle.data.load("digits")
+    for name, options in {"plain": {}, "hot": {"temperature": 20, "learning_rate": 1.0}}.items():
+        made = brittle.fit(build(net, seed=0), data, epochs=20, batch_size=32, device="cpu", dtype="float32", **options)
+        save_file(
+            {key: value.contiguous() for key, value in made.model.state_dict().items()}, where / f"{name}.safetensors"
+        )
+    return where
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What an audit of a network without training finds."""
+    return audit(build(net, seed=0), brittle.data.load("digits").test, rows=12, budget="quick")
+
+
+@pytest.fixture
+def run(monkeypatch, folder):
+    """Runs `brittle audit` in that folder, as its user would: the current folder is not on the path."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("BRITTLE_HOME", str(folder / "home"))
+    monkeypatch.setenv("BRITTLE_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def audit(*arguments, code=0):
+        done = CliRunner().invoke(app, ["audit", *(str(a) for a in arguments)])
+        assert done.exit_code == code, done.output
+        assert "Traceback" not in done.output
+        return done
+
+    return audit
+
+
+def one_line(done) -> str:
+    """The only line of an error."""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# Verdicts -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_undefended_network_is_broken_and_has_a_page(run, folder):
+    done = run("audit_mine:net", *PLAIN, code=1)
+    assert done.stdout.startswith("Not robust: ")
+    assert "A common attack reports" in done.stdout
+    page = folder / "home" / "reports" / "audit-audit_mine-net" / "audit.html"
+    assert str(page) in done.stdout
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>Not robust" in text
+    assert "brittle audit audit_mine:net --data digits --weights plain.safetensors --norm linf --rows 30" in text
+
+
+def test_a_network_trained_hot_is_masked_by_scale(run, folder):
+    done = run("audit_mine:net", "--weights", "hot.safetensors", *QUICK, "--json", "-o", folder / "hot", code=1)
+    found = json.loads(done.stdout)
+    assert found["verdict"] == "masked"
+    assert found["audits"][0]["verdict"]["causes"][0] == "scale"
+    assert found["audits"][0]["common"]["value"] > found["audits"][0]["left"]["value"] + 0.1
+    assert json.loads((folder / "hot" / "audit.json").read_text(encoding="utf-8")) == found
+    assert done.stderr == ""
+
+
+def test_the_same_command_answers_from_the_store(run, folder):
+    arguments = ["audit_mine:net", *PLAIN, "--eps", "0.2"]
+    first, again = run(*arguments, code=1), run(*arguments, code=1)
+    assert "L-infinity: audited in" in first.stderr
+    assert "audited in" not in again.stderr
+    assert first.stdout == again.stdout
+    assert "L-infinity: audited in" in run(*arguments, "--fresh", code=1).stderr
+    for file in (folder / "home" / "audits").iterdir():  # a damaged record is not believed
+        file.write_bytes(file.read_bytes().replace(b'"quick"', b'"quack"'))
+    assert "L-infinity: audited in" in run(*arguments, code=1).stderr
+
+
+def test_anything_that_decides_is_in_the_key(run, folder):
+    def kept():
+        return {path.name for path in (folder / "home" / "audits").iterdir()}
+
+    arguments = ["audit_mine:net", *PLAIN, "-q"]
+    run(*arguments, code=1)
+    seen = kept()
+    for more in (
+        ["--seed", 1],
+        ["--rows", 20],
+        ["--norm", "l2"],
+        ["--mean", "0.01"],
+        ["--reference", "audit_mine:net"],
+    ):
+        run(*arguments, *more, code=1)
+        assert len(kept() - seen) == 1, more
+        seen = kept()
+
+
+@pytest.mark.slow
+def test_the_worst_of_all_norms_decides(run, folder):
+    small = ["--weights", "plain.safetensors", "--data", "digits", "--budget", "quick", "--rows", 8]
+    done = run("audit_mine:net", *small, "--norm", "all", "--json", code=1)
+    assert [one["norm"] for one in json.loads(done.stdout)["audits"]] == ["linf", "l2", "l0"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "code"),
+    [
+        (["robust"], 0),
+        (["broken"], 1),
+        (["masked"], 1),
+        (["inconclusive"], 3),
+        (["robust", "inconclusive"], 3),
+        (["inconclusive", "broken"], 1),
+        (["robust", "robust"], 0),
+    ],
+)
+def test_exit_codes(run, found, monkeypatch, kinds, code):
+    left = iter(kinds)
+
+    def decided(model, split, *, norm, **options):
+        return replace(found, norm=norm, verdict=replace(found.verdict, kind=next(left)))
+
+    monkeypatch.setattr("brittle.auditing.audit", decided)
+    monkeypatch.setattr("brittle.inspecting.NORMS", ("linf", "l2")[: len(kinds)])
+    run("audit_mine:net", *PLAIN, "--norm", "all", "--fresh", code=code)
+
+
+def test_a_trained_cell_is_audited_by_its_key(run):
+    arguments = ["train", "--network", "brittle.networks.mlp", "--epochs", "2", "--batch-size", "32"]
+    said = CliRunner().invoke(app, arguments).stderr
+    key = said.rpartition("brittle attack ")[2].split()[0]
+    assert "Not robust" in run(key, *QUICK, code=1).stdout
+
+
+def test_progress_says_what_is_tried_and_how_much_is_left(run):
+    said = run("audit_mine:net", *PLAIN, "--verbose", "--fresh", code=1).stderr
+    assert "PGD on cross entropy in float32, " in said
+    assert "% left" in said
+
+
+# Bad input ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no_such:net"], "model 'no_such:net' cannot be imported: ModuleNotFoundError"),
+        (["audit_mine:nett"], "did you mean 'net'?"),
+        (["audit_mine:no_batch_of_one"], "the model fails on images (1, 1, 28, 28)"),
+        (["audit_mine:is_nan"], "the model must return finite logits"),
+        (["audit_mine:is_tuple"], "the model must return one tensor of logits, got a tuple"),
+        (["audit_mine:is_dict"], "the model must return one tensor of logits, got a dict"),
+        (["audit_mine:flat"], "with K >= 2, got shape (10,)"),
+        (["audit_mine:one_class"], "with K >= 2, got shape (1, 1)"),
+        (["audit_mine:five_classes"], "as the model has 5 outputs"),
+        (["audit_mine:net", "--eps", "0"], "eps must be positive and finite, got 0"),
+        (["audit_mine:net", "--eps", "1.5"], "eps must be at most 1 in L-infinity"),
+        (["audit_mine:net", "--eps", "nan"], "eps must be positive and finite, got nan"),
+        (["audit_mine:net", "--eps", "0.1", "--norm", "all"], "--eps goes with one norm"),
+        (["audit_mine:net", "--norm", "l3"], "unknown norm 'l3'"),
+        (["audit_mine:net", "--budget", "endless"], "unknown budget 'endless'"),
+        (["audit_mine:net", "--rows", "0"], "rows must be at least 1, got 0"),
+        (["audit_mine:net", "--mean", "a,b"], "--mean needs numbers with commas between"),
+        (["audit_mine:net", "--std", "1,1,1"], "--std needs one number or one for each of 1 channels, got 3"),
+        (["audit_mine:net", "--data", "minst"], "did you mean 'mnist'"),
+        (["audit_mine:net", "--data", "unlabelled.npz"], "lacks labels"),
+        (["audit_mine:net", "--data", "wrong.npz"], "the model fails on images (1, 3, 8, 8)"),
+        (["audit_mine:net", "--reference", "no_such:net"], "model 'no_such:net' cannot be imported"),
+        (["plain.safetensors"], "holds weights only: say with --network"),
+        (["abcdef"], "no cell starts with 'abcdef'"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(run, folder, arguments, said):
+    images = np.random.default_rng(0).random((40, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "unlabelled.npz", images=images)
+    np.savez(folder / "wrong.npz", images=images, labels=np.arange(40) % 2)
+    assert said in one_line(run(*arguments[:1], *QUICK, "-q", *arguments[1:], code=2))
+
+
+def test_weights_that_do_not_fit_name_their_keys(run, folder):
+    save_file({"1.weight": torch.zeros(32, 784), "1.bias": torch.zeros(32)}, folder / "half.safetensors")
+    said = one_line(run("audit_mine:net", "--weights", "half.safetensors", *QUICK, code=2))
+    assert "half.safetensors do not fit the model; missing: 3.weight, 3.bias" in said
+
+
+def test_a_thousand_classes_for_ten_are_told_of(run):
+    done = run("audit_mine:thousand", *QUICK, code=3)
+    assert "The model has 1000 outputs, but the labels use 10 classes" in done.stdout.replace("\n", " ")
+
+
+def test_a_pickle_is_refused_and_not_run(run, folder):
+    class Touches:
+        def __reduce__(self):
+            return open, (str(folder / "ran"), "w")
+
+    torch.save({"1.weight": Touches()}, folder / "evil.pt")
+    said = one_line(run("audit_mine:net", "--weights", "evil.pt", *QUICK, code=2))
+    assert "wants to run code" in said
+    assert not (folder / "ran").exists()
+
+
+# Interrupted --------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_the_norms_that_are_finished(run, folder, monkeypatch):
+    def stopped(model, split, **options):
+        if options["norm"] == "l2":
+            raise KeyboardInterrupt
+        return audit(model, split, **options)
+
+    monkeypatch.setattr("brittle.auditing.audit", stopped)
+    arguments = ["audit_mine:net", *PLAIN, "--norm", "all", "--seed", 77]
+    before = len(list((folder / "home" / "audits").glob("*.json"))) if (folder / "home" / "audits").exists() else 0
+    done = run(*arguments, code=130)
+    assert "the same command goes on from there" in done.stderr
+    assert len(list((folder / "home" / "audits").glob("*.json"))) == before + 1
+    assert "audited in" not in run(*arguments, code=130).stderr
+
+
+@pytest.mark.slow
+def test_a_real_ctrl_c_ends_with_130_and_no_traceback(folder, tmp_path):
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom brittle.cli import main; main()"
+    )
+    line = [sys.executable, "-c", code, "audit", "audit_mine:net", "--data", "digits", "--budget", "thorough", "-v"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "BRITTLE_HOME": str(tmp_path)}
+    running = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
+    )
+    assert running.stderr is not None
+    assert "left" in running.stderr.readline()
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    assert "Traceback" not in said
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,260 @@
+import io
+import re
+import sys
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import brittle
+from brittle.errors import InputError
+from brittle.networks import build, frozen, mlp
+from brittle.opening import Normalised, digest, open_model
+from brittle.store import Store
+
+CPU = torch.device("cpu")
+MODULE = """
+from torch import nn
+import torch
+
+def small(classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
+
+ready = small()
+number = 3
+def listed(): return [1, 2]
+def needs(width): return small()
+def breaks(): raise RuntimeError("no weights today")
+"""
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return brittle.data.load("digits")
+
+
+@pytest.fixture
+def opened(digits, tmp_path, monkeypatch):
+    """Opens a model with `mine.py` on the path and a store of its own."""
+    (tmp_path / "opening_mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "opening_mine", raising=False)
+
+    def open_it(text, **options):
+        return open_model(str(text), data=digits, device=CPU, store=Store(tmp_path / "store"), **options)
+
+    return open_it
+
+
+def refused(call, *arguments, **options) -> str:
+    """The one line with which something is refused."""
+    with pytest.raises(InputError) as caught:
+        call(*arguments, **options)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+# Import paths -------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_is_called_and_an_instance_is_taken(opened):
+    assert isinstance(opened("opening_mine:small"), nn.Sequential)
+    assert not opened("opening_mine:ready").training
+
+
+def test_brittle_s_own_networks_are_built_for_the_data(opened, digits):
+    assert opened("brittle.networks:mlp")(digits.test.images[:2]).shape == (2, 10)
+
+
+def test_weights_are_loaded_from_safetensors_and_from_a_state_dict(opened, tmp_path):
+    wanted = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    state = wanted.state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pt")
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "w.pth"
+    )
+    for name in ("w.safetensors", "w.pt", "w.pth"):
+        found = opened("opening_mine:small", weights=tmp_path / name)
+        assert torch.equal(found.state_dict()["1.weight"], state["1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no_such_package.models:net", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("opening_mine:smal", "unknown model in opening_mine 'smal': did you mean 'small'?"),
+        ("opening_mine:number", "must be an nn.Module or a function that builds one, got a int"),
+        ("opening_mine:listed", "must build an nn.Module, got a list"),
+        ("opening_mine:needs", "cannot be built without arguments: TypeError: needs() missing 1"),
+        ("opening_mine:breaks", "cannot be built without arguments: RuntimeError: no weights today"),
+        ("what is this", "is not known: expected package.module:callable"),
+        ("abc", "no cell starts with 'abc'"),
+        ("none.pt2", "model none.pt2 cannot be read: No such file"),
+        ("none.safetensors", "none.safetensors holds weights only: say with --network"),
+    ],
+)
+def test_what_cannot_be_opened_is_said(opened, text, said):
+    assert said in refused(opened, text)
+
+
+def test_weights_that_do_not_fit_name_the_keys(opened, tmp_path):
+    save_file({"1.weight": torch.zeros(10, 784), "2.bias": torch.zeros(10)}, tmp_path / "w.safetensors")
+    said = refused(opened, "opening_mine:small", weights=tmp_path / "w.safetensors")
+    assert "do not fit the model; missing: 1.bias; unexpected: 2.bias" in said
+    save_file({"1.weight": torch.zeros(7, 784), "1.bias": torch.zeros(7)}, tmp_path / "w.safetensors")
+    said = refused(opened, "opening_mine:small", weights=tmp_path / "w.safetensors")
+    assert "of another shape: 1.weight is (7, 784), expected (10, 784), 1.bias is (7,), expected (10,)" in said
+
+
+def test_weights_that_are_no_state_dict_are_said(opened, tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "list.pt").read_bytes()[:100])
+    (tmp_path / "torn.safetensors").write_bytes(b"no")
+    for name, said in (
+        ("list.pt", "must hold a state dict, tensors by name, got a list"),
+        ("torn.pt", "cannot be read"),
+        ("torn.safetensors", "cannot be read"),
+        ("none.pt", "there is no such file"),
+        ("list.txt", "must be a .safetensors file or a state dict"),
+    ):
+        assert said in refused(opened, "opening_mine:small", weights=tmp_path / name)
+
+
+def test_options_that_do_not_go_together_are_said(opened, tmp_path):
+    assert "--weights goes with package.module:callable" in refused(opened, "abc", weights=tmp_path / "w.pt")
+    assert "--network goes with a file of weights" in refused(opened, "opening_mine:small", network="mlp")
+
+
+# Pickles ------------------------------------------------------------------------------------------------------------
+
+
+class Touches:
+    """A pickle that makes a file when it is loaded without care."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("name", ["evil.pt", "evil.pth", "evil.bin"])
+def test_a_pickle_that_wants_to_run_code_is_refused_and_not_run(opened, tmp_path, name):
+    torch.save({"weight": Touches(tmp_path / "ran")}, tmp_path / name)
+    for options in ({"weights": tmp_path / name}, {}):
+        text = "opening_mine:small" if options else tmp_path / name
+        said = refused(opened, text, **options, **({} if options else {"network": "mlp"}))
+        assert "is a pickle that wants to run code (io.open): refused, and nothing was run" in said
+        assert "safetensors.torch.save_file(" in said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_pickle_would_have_run(tmp_path):
+    torch.save({"weight": Touches(tmp_path / "ran")}, tmp_path / "evil.pt")
+    torch.load(tmp_path / "evil.pt", weights_only=False)["weight"].close()
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_whole_model_in_a_pickle_is_refused_with_the_way_to_convert_it(opened, tmp_path):
+    torch.save(nn.Linear(784, 10), tmp_path / "whole.pt")
+    assert "convert it with safetensors" in refused(opened, tmp_path / "whole.pt", network="mlp")
+
+
+# Archives -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """An exported network that takes any number of images."""
+    path = tmp_path_factory.mktemp("archive") / "net.pt2"
+    network = build(mlp, seed=3, channels=1, size=28, hidden=4).eval()
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(network, (torch.zeros(2, 1, 28, 28),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
+    return path, network
+
+
+def changed(path, target, record, change):
+    """A copy of an archive in which one record is another."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if name.endswith(record) else content)
+    return target
+
+
+def test_an_archive_answers_as_its_network(opened, archive, digits):
+    path, network = archive
+    found = opened(path)
+    with frozen(found), torch.no_grad():
+        for count in (1, 5):
+            torch.testing.assert_close(found(digits.test.images[:count]), network(digits.test.images[:count]))
+
+
+def test_an_archive_that_could_run_code_is_refused(opened, archive, tmp_path):
+    path, _ = archive
+    evil = io.BytesIO()
+    torch.save(((Touches(tmp_path / "ran"),), {}), evil)
+    shape = re.compile(rb"Symbol\('(\w+)', positive=True, integer=True\)")
+    cases = {
+        "sample_inputs/model.pt": lambda _: evil.getvalue(),
+        "models/model.json": lambda text: shape.sub(b"open('ran', 'w')", text),
+        "model.json": lambda text: text.replace(b"torch.ops.aten.tanh.default", b"torch.os.system"),
+        "model_weights_config.json": lambda text: text.replace(b'"use_pickle": false', b'"use_pickle": true'),
+    }
+    for record, change in cases.items():
+        said = refused(opened, changed(path, tmp_path / "evil.pt2", record, change))
+        assert "refused" in said, record
+    assert not (tmp_path / "ran").exists()
+    assert opened(changed(path, tmp_path / "same.pt2", "model.json", lambda text: text))
+
+
+def test_what_is_no_archive_is_said(opened, tmp_path):
+    (tmp_path / "no.pt2").write_bytes(b"no")
+    assert "is no torch.export archive" in refused(opened, tmp_path / "no.pt2")
+
+
+# Normalising --------------------------------------------------------------------------------------------------------
+
+
+def test_mean_and_std_are_taken_ahead_of_the_model(opened, digits):
+    plain = opened("opening_mine:ready")
+    scaled = opened("opening_mine:ready", mean=(0.5,), std=(0.25,))
+    images = digits.test.images[:3]
+    assert isinstance(scaled, Normalised)
+    assert not scaled.training
+    torch.testing.assert_close(scaled(images), plain((images - 0.5) / 0.25))
+    channels = Normalised(nn.Identity(), (0.0, 0.5), (1.0, 0.5))
+    assert channels(torch.full((1, 2, 1, 1), 0.75)).flatten().tolist() == [0.75, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mean": (0.5, 0.5, 0.5)}, "--mean needs one number or one for each of 1 channels, got 3"),
+        ({"std": (0.5, 0.5)}, "--std needs one number or one for each of 1 channels, got 2"),
+        ({"std": (0.0,)}, "--std must be positive, got 0.0"),
+        ({"mean": (float("nan"),)}, "--mean must be finite, got nan"),
+    ],
+)
+def test_mean_and_std_that_do_not_fit_are_said(opened, options, said):
+    assert said in refused(opened, "opening_mine:ready", **options)
+
+
+# Digests ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_digest_tells_models_apart(opened, tmp_path):
+    first = opened("opening_mine:ready")
+    assert digest(first, "opening_mine:ready") == digest(first, "opening_mine:ready")
+    seen = {digest(first, "opening_mine:ready"), digest(Normalised(first, (0.5,), (1.0,)), "opening_mine:ready")}
+    with torch.no_grad():
+        first[1].bias[0] += 1
+    seen.add(digest(first, "opening_mine:ready"))
+    (tmp_path / "opening_mine.py").write_text(MODULE + "\n# changed\n")
+    seen.add(digest(first, "opening_mine:ready"))
+    assert len(seen) == 4
