@@ -303,21 +303,3 @@ def test_two_workers_share_the_cells_and_find_the_same(tmp_path):
     assert cells_of(tmp_path / "shared") == cells_of(tmp_path / "alone")
     by_this_one = int(said[0].rpartition(" cells computed")[0].split()[-1])
     assert 0 < by_this_one < len(cells_of(tmp_path / "alone"))
-
-
-@pytest.mark.slow
-def test_workers_end_with_the_process_that_began_them(tmp_path):
-    running = command(tmp_path, "--set", "training.epochs=500", "--set", "seeds=[0, 1]", "--workers", "2")
-    locks = tmp_path / "locks"
-    deadline = time.monotonic() + 60
-    while len(list(locks.glob("*.lock")) if locks.exists() else []) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(list(locks.glob("*.lock"))) == 2  # both are at work
-    running.kill()
-    running.communicate()
-    held = lambda: Store(tmp_path).clean().locks  # noqa: E731
-    freed = held()
-    while freed < 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
-        freed += held()
-    assert freed == 2
