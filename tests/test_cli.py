@@ -303,3 +303,17 @@ def test_two_workers_share_the_cells_and_find_the_same(tmp_path):
     assert cells_of(tmp_path / "shared") == cells_of(tmp_path / "alone")
     by_this_one = int(said[0].rpartition(" cells computed")[0].split()[-1])
     assert 0 < by_this_one < len(cells_of(tmp_path / "alone"))
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    running = command(tmp_path, "--set", "training.epochs=500", "--set", "seeds=[0, 1]", "--workers", "2")
+    deadline, steady = time.monotonic() + 120, 0
+    while steady < 10 and time.monotonic() < deadline:  # both at long work, and not at the rows, which take no time
+        steady = steady + 1 if len(list(tmp_path.glob("locks/*.lock"))) == 2 else 0
+        time.sleep(0.1)
+    assert steady == 10
+    running.kill()
+    running.communicate(timeout=120)  # ends when the worker does, which has the same output
+    Store(tmp_path).clean()  # takes the lock of the killed one; the worker gave its own back
+    assert not list(tmp_path.glob("locks/*.lock"))
