@@ -1,7 +1,7 @@
 import pytest
 from problems import TABLES, blobs
 
-from brittle import study
+from brittle import cells, study
 from brittle.errors import InputError
 from brittle.plan import expand
 
@@ -32,6 +32,19 @@ EARLIER = {  # of the train cells, in float32 on the CPU, as 0.1.0 had them befo
 def test_cells_that_earlier_versions_computed_are_found_again(name):
     plan = expand(study.read(name), blobs(), device="cpu", dtype="float32")
     assert [cell.key for cell in plan.cells if cell.function == "train"] == EARLIER[name]
+
+
+def test_an_attack_of_a_version_of_its_own_leaves_the_others_cells_as_they_are(monkeypatch):
+    tables = study.read("quickstart")
+
+    def keys() -> dict[str, str]:
+        plan = expand(tables, blobs(), device="cpu", dtype="float32")
+        return {cell.title: cell.key for cell in plan.cells}
+
+    before = keys()
+    monkeypatch.setitem(cells.ATTACKS, "brittle.attacks.song_2", 99)
+    changed = {title for title, key in keys().items() if key != before[title]}
+    assert changed == {title for title in before if title.startswith("song_2")} != set()
 
 
 def test_the_settings_of_songs_code_reach_the_cells():

@@ -43,6 +43,7 @@ from brittle.unit_cells import units
 
 # Raise a function's version when a change to it, or to what it calls, changes what it computes.
 VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 4, "units": 1, "masks": 1}
+ATTACKS = {"brittle.attacks.carlini_l2": 5}  # those whose version is not that of all
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
 
@@ -58,12 +59,17 @@ class Cell:
     place: str = ""  # where that data set, or the file it reads, lies; not in the key
     environment: Mapping[str, str] = field(default_factory=dict)  # device kind and dtype
 
+    @property
+    def version(self) -> int:
+        """Of its function, or of the attack that it runs."""
+        return ATTACKS.get(self.params.get("function", ""), VERSIONS[self.function])
+
     @cached_property
     def key(self) -> str:
         """32 hexadecimal characters."""
         made_from = {
             "function": self.function,
-            "version": VERSIONS[self.function],
+            "version": self.version,
             "params": self.params,
             "parents": {role: parent.key for role, parent in self.parents.items()},
             "data": self.digest,

@@ -164,7 +164,7 @@ def _compute(
     record = {
         "title": cell.title,
         "function": cell.function,
-        "version": cells.VERSIONS[cell.function],
+        "version": cell.version,
         "params": dict(cell.params),
         "parents": {role: parent.key for role, parent in cell.parents.items()},
         "data": cell.digest,

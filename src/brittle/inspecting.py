@@ -144,7 +144,7 @@ def _key(
     from brittle import __version__, cells, opening
 
     made_from = {
-        "versions": [__version__, VERSION, cells.VERSIONS["attack"]],
+        "versions": [__version__, VERSION, cells.VERSIONS["attack"], cells.ATTACKS],
         "model": opening.digest(model, asked.model),
         "reference": None if reference is None else opening.digest(reference, asked.reference or ""),
         "data": data.digest,

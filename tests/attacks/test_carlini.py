@@ -250,10 +250,10 @@ def test_evaluations_are_counted_as_the_model_saw_them(attack: Callable[..., Att
     model, images = Counting(convnet(gain=3)), pictures(300)
     labels = predicted(model.model, images)
     labels[:3] = (labels[:3] + 1) % 4  # wrong from the start
-    found = attack(model, images, labels, max_iterations=10, binary_search_steps=2, restarts=1)
+    found = attack(model, images, labels, max_iterations=20, binary_search_steps=2, restarts=1)
     assert found.forwards[:3].tolist() == [1, 1, 1]
-    assert (found.forwards[3:] == 1 + 1 + 3 * 10).all()  # the door, the start, three runs
-    assert (found.backwards[3:] == 1 + 3 * 10).all()
+    assert (found.forwards[3:] == 1 + 1 + 3 * 20).all()  # the door, the start, three runs
+    assert (found.backwards[3:] == 1 + 3 * 20).all()
     final = 300 * (1 if found.success.all() else 2)  # the check at the end is not told
     assert sum(model.sizes) == int(found.forwards.sum()) + final
     assert max(model.sizes) <= 256
@@ -378,3 +378,23 @@ def test_a_first_solution_for_all_pixels_may_take_more_than_a_round():
     found = carlini_l0(model, images, labels, targets=targets, max_iterations=5)
     assert torch.equal(found.success, reached)
     assert (found.forwards[~reached] == 1 + 1 + 10 * 5).all()
+
+
+class Plateau(nn.Module):
+    """The lead of 1 is lost along the sum of the pixels: half of it within 0.01, the rest only at a change of 2."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        gone = images.flatten(1).sum(1) / 8
+        lead = 1 - (50 * gone).clamp(max=0.5) - 0.25 * gone
+        return torch.stack([lead + 2, torch.full_like(lead, 2)], dim=1)
+
+
+def test_runs_in_vain_are_made_again_with_longer_steps():
+    model, images, labels = Plateau(), torch.zeros(3, 1, 8, 8), torch.zeros(3, dtype=torch.long)
+    found = carlini_l2(model, images, labels, max_iterations=100)
+    assert found.norm(2).numpy() == pytest.approx([2.0] * 3, rel=0.01)
+    runs = (found.forwards - 2) / 100
+    assert ((runs > 2) & (runs <= 4)).all()
+    told = carlini_l2(model, images, labels, max_iterations=100, learning_rate=0.0025)  # where the search begins itself
+    assert not told.success.any()
+    assert (told.forwards == 2 + 2 * 100).all()

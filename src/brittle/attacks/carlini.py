@@ -56,9 +56,10 @@ def carlini_l2(
         confidence: kappa, by how much the winning logit must lead, >= 0.
         learning_rate: length of Adam's first steps in pixel units, > 0; it falls to a hundredth along a cosine. By
             default each row's distance, as a linear model would have it and later its best, over the root of the
-            number of its values.
+            number of its values; and four times as long after each run that leaves a row without any image.
         max_iterations: of a run, at least 1.
-        binary_search_steps: runs for each row, at least 1. Each begins at the image, with the c of the one before.
+        binary_search_steps: runs for each row, at least 1. Each begins at the image, with the c of the one before. By
+            the default learning rate, as many that leave a row without any image are not counted.
         initial_const: c of the first run, > 0; by default that of a linear model with the row's lead and gradient.
         abort_early: end a run of a row that has come no closer by 1e-4 of its distance in a fifth of the run.
         quantize: look for images whose values are whole 255ths, which rounding to 8 bits leaves as they are. The
@@ -153,6 +154,7 @@ class _L2(Norm):
     learning_rate: float | None
     initial_const: float | None
     change = 0.2  # of c, by which it rises or falls at first
+    longer = 4.0  # times, are the steps after a run in vain: small ones can end before a target that is far
 
     def begin(self, aim: Aim, rows: Tensor, best: Best) -> Runs:
         """A linear model with this lead and gradient is fooled at a distance f / |grad f|, by c = 2 f / |grad f|^2."""
@@ -187,7 +189,12 @@ class _L2(Norm):
 
     def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
         found = best.distance[live.row]
-        live.rate = torch.where(over & found.isfinite(), self.rate_for(found, live.image), live.rate)
+        if self.learning_rate is None:
+            vain, closer = over & found.isinf(), over & found.isfinite()
+            live.rate = torch.where(vain, self.longer * live.rate, live.rate)
+            live.rate = torch.where(closer, self.rate_for(found, live.image), live.rate)
+            uncounted = vain & (live.vain < plan.runs)
+            live.vain, live.run = live.vain + uncounted, live.run - uncounted.long()
         return live.from_the_start(aim, best, over, plan, random)
 
 

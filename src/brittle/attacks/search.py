@@ -172,6 +172,7 @@ class Runs:
     second: Tensor
     turn: Tensor  # (n,), iterations of this run
     run: Tensor  # (n,), runs finished
+    vain: Tensor  # (n,), of the first runs, those that left the row without any image and are not counted
     bound: Tensor  # (n,), what is searched: c, or tau
     rate: Tensor  # (n,), length of the first steps
     checked: Tensor  # (n,), the best distance at the last check
@@ -180,7 +181,7 @@ class Runs:
     def begin(cls, rows: Tensor, images: Tensor, bound: Tensor, rate: Tensor) -> Runs:
         """The first runs of `rows` (n,), from their own images (n, C, H, W)."""
         whole, nothing = torch.zeros_like(rows), torch.zeros_like(images)
-        return cls(rows, images, nothing, nothing, whole, whole, bound, rate, torch.full_like(bound, torch.inf))
+        return cls(rows, images, nothing, nothing, whole, whole, whole, bound, rate, torch.full_like(bound, torch.inf))
 
     def joined(self, others: Runs) -> Runs:
         """These and those."""
