@@ -7,14 +7,11 @@ again from the store alone.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from brittle.errors import InputError
+from brittle.report.writing import templates, write_all
 
 PAGE = "audit.html"
 Record = Mapping[str, Any]
@@ -179,46 +176,26 @@ def write_audit(audits: Sequence[Record], about: Record, folder: Path | str) -> 
     """
     folder = Path(folder)
     texts = {"audit.json": as_json(audits, about), PAGE: html(audits, about)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            _replace(folder / name, text)
-    except OSError as error:
-        raise InputError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
+    write_all(texts, folder)
     return folder / PAGE
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def html(audits: Sequence[Record], about: Record) -> str:
     """The page. All that users named is escaped; only figures made here are put in as they are."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("brittle", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ordered = sorted(audits, key=lambda one: -_RANK.index(one["verdict"]["kind"]))
-    return environment.get_template("audit.html").render(
-        about=about,
-        words=WORDS,
-        top=_section(ordered[0], about),
-        sections=[_section(record, about) for record in ordered],
-        remedies=ordered[0]["door"]["remedies"],
-        door=ordered[0]["door"],
-        clean=percent(ordered[0]["door"]["accuracy"]),
-        limits=LIMITS,
+    return (
+        templates()
+        .get_template("audit.html")
+        .render(
+            about=about,
+            words=WORDS,
+            top=_section(ordered[0], about),
+            sections=[_section(record, about) for record in ordered],
+            remedies=ordered[0]["door"]["remedies"],
+            door=ordered[0]["door"],
+            clean=percent(ordered[0]["door"]["accuracy"]),
+            limits=LIMITS,
+        )
     )
 
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from brittle.errors import InputError
 from brittle.measures import Flips, Share
 from brittle.report import lineage, results, sizes
 from brittle.report.contents import BOTH, Attack, Found, Model, Report
@@ -20,6 +16,7 @@ from brittle.report.pictures import scientific, shown_models
 from brittle.report.samples import samples
 from brittle.report.sizes import NORMS
 from brittle.report.verdicts import bounds, higher, joined, percent, stated, verdict_sentences
+from brittle.report.writing import templates, write_all
 
 PAGE = "report.html"
 _FIRST = 4  # rows of images shown at once; the others are folded away
@@ -41,36 +38,13 @@ def write(report: Report, folder: Path | str) -> Path:
     """
     folder = Path(folder)
     texts = {"results.json": results.as_json(report), "results.csv": results.as_csv(report), PAGE: html(report)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            _replace(folder / name, text)
-    except OSError as error:
-        raise InputError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
+    write_all(texts, folder)
     return folder / PAGE
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def html(report: Report) -> str:
     """The page. All that users named is escaped; only figures made here are put in as they are."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("brittle", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template("template.html").render(
         report=report,
