@@ -117,6 +117,27 @@ def test_weights_from_elsewhere_are_attacked(brittle, tmp_path):
     assert json.loads(done.stdout)
 
 
+def test_a_network_is_explained_by_its_key_and_from_a_file(brittle, finished, tmp_path):
+    model = Store(finished).read_study("quickstart")["models"][0]["train"]
+    asked = ["--images", 8, "--random", 1, "--points", 3, "--classes", "3,7", "--store", finished]
+    done = brittle("explain", model[:10], *asked, "-o", tmp_path / "page")
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "Which units matter" in page
+    assert "What the strongest maps show" in page
+    assert "report.html" in done.stdout
+    cell = Store(finished).get(Store(finished).read_study("explain")["models"][0]["units"][0]["cell"])
+    assert cell is not None
+    assert cell.record["params"]["layers"] == ["1", "3", "6", "8"]
+    assert "cells computed, 0 from" not in brittle("explain", model[:10], *asked).stderr
+    file = tmp_path / "mine.safetensors"
+    save_file(build(papernot_mnist, seed=5).state_dict(), file)
+    brittle("explain", file, "--layers", "8, 11", *asked, "--logits", "-q")
+    assert "unknown layer 'relu'" in one_line(brittle("explain", model, "--layers", "relu", *asked, "-q", code=2))
+    assert "unknown class of digits 'six'" in one_line(
+        brittle("explain", model, *asked, "--classes", "six", "-q", code=2)
+    )
+
+
 def test_the_store_is_listed_verified_and_cleaned(brittle, finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)

@@ -31,14 +31,22 @@ def one_unit_a_class():
 
 
 def looked_at(**changed):
-    params = {"layers": ["1"], "of": "logits", "classes": [0, 1], "random": 2, "seed": 0, "images": 100} | changed
+    params = {
+        "layers": ["1"],
+        "of": "logits",
+        "classes": [0, 1],
+        "random": 2,
+        "seed": 0,
+        "images": 100,
+        "points": None,
+    } | changed
     return units(one_unit_a_class(), one_hot(), params, CPU, silent)
 
 
 def test_a_unit_has_the_gradient_of_the_only_logit_that_it_feeds():
     scalars, tensors = looked_at()
     stored = tensors["units"]
-    assert scalars == {"layers": {"1": 3}, "images": 18}
+    assert scalars == {"layers": {"1": 3}, "images": 18, "gone": [0, 1, 2, 3]}
     torch.testing.assert_close(stored["profile"], torch.where(torch.eye(3) > 0, 1.0, -torch.inf).double())
     torch.testing.assert_close(stored["each"], stored["profile"][stored["labels"]])
     torch.testing.assert_close(stored["activity"], torch.full((3,), 0.5 / 3, dtype=torch.float64))
@@ -47,6 +55,36 @@ def test_a_unit_has_the_gradient_of_the_only_logit_that_it_feeds():
 def test_rankings_of_one_class_agree_and_those_of_two_have_their_strongest_swapped():
     agreement = looked_at()[1]["units"]["agreement"]
     torch.testing.assert_close(agreement, torch.eye(3).double() * 1.5 - 0.5)  # tau-b of (1, 0, 0) and (0, 1, 0): -1/2
+
+
+def test_the_strongest_maps_of_a_class_are_kept_as_its_held_out_images_show_them():
+    split_off = nn.Conv2d(1, 3, (1, 3), bias=False)  # three maps of a single place, a pixel each
+    pixel = nn.Conv2d(1, 1, 1, bias=False)  # a map of three places
+    with torch.no_grad():
+        split_off.weight.copy_(torch.eye(3).view(3, 1, 1, 3))
+        pixel.weight.fill_(2)
+    model = nn.Sequential(pixel, split_off, nn.Flatten())
+    params = {"layers": ["0", "1"], "of": "logits", "classes": [2, 0], "random": 0, "seed": 0, "images": 5, "points": 2}
+    scalars, tensors = units(model, one_hot(), params, CPU, silent)
+    assert scalars["gone"] == [0, 4]
+    assert tensors["knockout"]["wrong"].shape == (2, 3, 4, 2)
+    maps = tensors["maps"]
+    # Of 5 test images class 2 has one, the third, and class 0 two. The first layer's map feeds both classes like the
+    # second's own; the others have no gradient at all and keep their order.
+    assert maps["rows"].tolist() == [[2, -1, -1], [0, 3, -1]]
+    assert maps["places"].tolist() == [[0, 3, 1, 2, -1, -1], [0, 1, 2, 3, -1, -1]]
+    seen = maps["outputs"]
+    assert seen.shape == (2, 3, 6, 1, 3)
+    assert seen[0, 0, 0, 0].tolist() == [0, 0, 1]
+    assert seen[0, 0, 1, 0, 0] == 1
+    assert seen[0, 0, 1, 0, 1:].isnan().all()
+    assert seen[1, 1, 0, 0].tolist() == [1, 0, 0]
+    assert seen[0, 1].isnan().all()
+    assert seen[0, 0, 4].isnan().all()
+
+
+def test_dense_layers_have_no_maps():
+    assert (looked_at()[1]["maps"]["places"] == -1).all()
 
 
 def test_errors_are_counted_by_order_and_by_images():

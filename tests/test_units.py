@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brittle import fit
 from brittle.errors import InputError
-from brittle.networks import build, frozen, lo_ding_faces
+from brittle.networks import build, frozen, lo_ding_faces, papernot_mnist
 from brittle.softmax import SignedLog
 from brittle.units import (
     KnockoutCurve,
@@ -27,10 +27,12 @@ from brittle.units import (
     knockout,
     knockout_curves,
     knockout_orders,
+    outputs,
     prediction_gradient,
     predictions_without,
     rank_agreement,
     rank_units,
+    telling_layers,
 )
 
 
@@ -590,6 +592,7 @@ def test_a_sequential_that_uses_a_layer_twice_is_knocked_out_in_both_places():
 def test_a_curve_tells_who_errs_and_where_predictions_go():
     curve = KnockoutCurve(
         units=(Unit("a", (0,)),),
+        gone=(0, 1),
         labels=torch.tensor([0, 0, 1, 2]),
         predictions=torch.tensor([[0, 0, 1, 1], [0, 2, 2, 2]]),
         classes=3,
@@ -597,6 +600,40 @@ def test_a_curve_tells_who_errs_and_where_predictions_go():
     assert [(e.count, e.total) for e in curve.errors()] == [(1, 4), (2, 4)]
     assert [(e.count, e.total) for e in curve.errors(curve.labels == 0)] == [(0, 2), (1, 2)]
     assert curve.moves().tolist() == [[[2, 0, 0], [0, 1, 0], [0, 1, 0]], [[1, 0, 1], [0, 0, 1], [0, 0, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("points", "gone"), [(2, (0, 9)), (4, (0, 1, 4, 9)), (10, tuple(range(10))), (99, tuple(range(10)))]
+)
+def test_a_curve_of_few_points_has_those_of_the_whole(points: int, gone: tuple[int, ...]):
+    model, images = convnet(gain=3), pictures(12)
+    labels = predicted(model, images)
+    order = {"one": [Unit("1", (i,)) for i in range(6)] + [Unit("0", (i,)) for i in range(3)]}
+    whole, some = (knockout_curves(model, images, labels, order, points=each) for each in (None, points))
+    assert some["one"].gone == gone
+    assert torch.equal(some["one"].predictions, whole["one"].predictions[list(gone)])
+
+
+def test_what_units_put_out_is_what_the_layer_returns():
+    model, images = convnet(), pictures(40)
+    put_out = outputs(model, images, ["0", "1"], batch=16)
+    assert torch.allclose(put_out["0"], model[0](images))
+    assert torch.allclose(put_out["1"], model[1](put_out["0"]))
+
+
+def test_layers_worth_asking_about():
+    image = torch.rand(1, 1, 28, 28)
+    whole = papernot_mnist()
+    assert [type(whole.get_submodule(name)) for name in telling_layers(whole, image)] == [nn.ReLU] * 4
+    faces = lo_ding_faces(size=36)
+    assert telling_layers(faces, torch.rand(1, 1, 36, 36)) == ["tanh1", "tanh2", "tanh3"]
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(784, 5), nn.GELU(), nn.Linear(5, 3))
+    assert telling_layers(dense, image) == ["2"]
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(1352, 5), nn.Linear(5, 3))
+    assert telling_layers(plain, image) == ["0", "2"]
+    with pytest.raises(InputError, match=r"^the model has no layer to ask about among 0, 1: name some"):
+        telling_layers(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), image)
+    assert not any(layer._forward_hooks for layer in [*whole.modules(), *faces.modules()])
 
 
 def test_curves_knock_out_one_unit_more_each_time():
@@ -762,6 +799,7 @@ def of_class(model: nn.Module, images: Tensor, **options: Any) -> object:
         (r"^layers must be the names .* got '1'$", lambda m, x: prediction_gradient(m, x, "1")),
         (r"^unknown output 'logit': did you mean", lambda m, x: prediction_gradient(m, x, ["1"], of="logit")),  # type: ignore[arg-type]
         (r"^classes must be int64", lambda m, x: knockout_curves(m, x, LABELS.float(), {})),
+        (r"^points must be at least 2, .* got 1", lambda m, x: knockout_curves(m, x, LABELS, {}, points=1)),
         (r"^the model must return logits \(1, K\)", lambda _, x: predictions_without(nn.Flatten(0), x, [[]])),
         (r"^count must lie in 1..3, got 4$", lambda *_: knockout_orders(RANKED, RANKED, count=4)),
         (r"^random must be at least 0, got -1$", lambda *_: knockout_orders(RANKED, RANKED, random=-1)),

@@ -42,7 +42,7 @@ from brittle.training import fit
 from brittle.unit_cells import units
 
 # Raise a function's version when a change to it, or to what it calls, changes what it computes.
-VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 4, "units": 1, "masks": 1}
+VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 4, "units": 2, "masks": 1}
 ATTACKS = {"brittle.attacks.carlini_l2": 5}  # those whose version is not that of all
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
@@ -192,6 +192,12 @@ def _adopt(cell: Cell, _parents: Parents, _context: Context) -> Outcome:
     except Exception as error:  # safetensors and torch raise their own kinds
         raise InputError(f"{cell.place} does not fit {network}: {' '.join(str(error).split())}") from error
     return Outcome({"network_options": options}, {"weights": built.state_dict()})
+
+
+def untrained(cell: Cell, data: Data) -> nn.Module:
+    """A network of the shape that a `train` or `adopt` cell has, with other weights."""
+    make = naming.network(cell.params["network"])
+    return build(make, seed=0, **_fitted_options(make, cell.params["network_options"], data)).eval()
 
 
 def load_model(stored: Stored, device: torch.device) -> nn.Module:

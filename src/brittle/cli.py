@@ -18,7 +18,7 @@ from rich.table import Table
 
 from brittle.console import Bars, err, out
 from brittle.errors import InputError
-from brittle.running import Request, report_study, run_study, show_cells
+from brittle.running import Given, Request, report_study, run_study, show_cells
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
@@ -228,12 +228,12 @@ def attack(
     verbose: Verbose = False,
 ) -> None:
     """Attacks one trained network: a study of one model that exists already."""
-    from brittle import cells, engine, naming, study
+    from brittle import study
 
     how = Request(store, data_root, device, "auto", threads, as_json, quiet, verbose, fresh, output)
     tables: dict[str, Any] = {
         "name": name,
-        "title": f"Attacks on {Path(model).name}",
+        "title": f"Attacks on {_short(model)}",
         "data": data,
         "rows": rows,
         "models": {"model": {}},
@@ -242,16 +242,26 @@ def attack(
     for setting in option or []:
         for label in tables["attacks"]:
             study.put(tables, f"attacks.{label}.{setting}", "--option")
-    checked = study.check(tables, "attack")
+    run_study(study.check(tables, "attack"), how, _given(model, network, how))
+
+
+def _short(model: str) -> str:
+    """The file's name, or enough of the key."""
+    return Path(model).name if model.endswith(".safetensors") else model[:12]
+
+
+def _given(model: str, network: str, how: Request) -> Given:
+    """The network of a study of one: a trained cell by its key, or a file of weights."""
+    from brittle import cells, engine, naming
+
     if model.endswith(".safetensors"):
         path = naming.full_path(naming.network(network), network, "brittle.networks")
-        run_study(checked, how, lambda loaded: {"model": cells.adopted(Path(model), path, {}, loaded)})
-        return
+        return lambda loaded: {"model": cells.adopted(Path(model), path, {}, loaded)}
     opened = how.open_store()
     recalled = engine.recall(opened, opened.find(model))
     if recalled.function not in ("train", "adopt"):
         raise InputError(f"cell {recalled.key[:8]} is no network: it is '{recalled.title}'")
-    run_study(checked, how, lambda _: {"model": recalled})
+    return lambda _: {"model": recalled}
 
 
 @app.command()
@@ -303,6 +313,68 @@ def audit(
     how = Request(store, data_root, device, "auto", threads, as_json, quiet, verbose, fresh, output)
     if code := run_audit(asked, how):
         raise typer.Exit(code)
+
+
+@app.command()
+@_guarded
+def explain(
+    model: Annotated[
+        str, typer.Argument(help="Key of a trained cell (its beginning will do), or a .safetensors file.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="A data set's name, a folder of class folders, or an .npz file.")
+    ] = "digits",
+    layers: Annotated[
+        str | None, typer.Option(help="By name, with commas. [default: the activations after convolutions]")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="By name, with commas: those whose units are knocked out. [default: all]")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Of each split, at most; test images are held out.")] = 100,
+    random: Annotated[int, typer.Option(min=0, help="Draws of units that are knocked out in no order.")] = 3,
+    points: Annotated[int, typer.Option(min=2, help="Of each knockout curve at most, from none gone to all.")] = 32,
+    logits: Annotated[bool, typer.Option("--logits", help="Gradients of the logits, not of the softmax.")] = False,
+    network: Annotated[str, typer.Option(help="What the .safetensors file holds the weights of.")] = "papernot_mnist",
+    name: Annotated[str, typer.Option(help="Under which the result is kept, for `brittle report`.")] = "explain",
+    store: StoreDir = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    fresh: Fresh = False,
+    output: Output = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Says which units of a network matter, and what breaks when they go."""
+    from brittle import study
+
+    how = Request(store, data_root, device, "auto", threads, as_json, quiet, verbose, fresh, output)
+    tables: dict[str, Any] = {
+        "name": name,
+        "title": f"The units of {_short(model)}",
+        "data": data,
+        "rows": images,
+        "seeds": [seed],
+        "models": {"model": {}},
+        "units": {
+            "maps": {
+                "layers": _words(layers),
+                "classes": _words(classes),
+                "images": images,
+                "random": random,
+                "points": points,
+                "of": "logits" if logits else "softmax",
+            }
+        },
+    }
+    run_study(study.check(tables, "explain"), how, _given(model, network, how))
+
+
+def _words(text: str | None) -> list[str] | None:
+    """'relu1, relu2' as names."""
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from brittle import naming
-from brittle.cells import Cell, first_of_each_class
+from brittle.cells import Cell, first_of_each_class, untrained
 from brittle.data import Data
 from brittle.distillation import generation_seed
 from brittle.errors import InputError, unknown
 from brittle.study import Attack, Study, chosen, listed
+from brittle.units import telling_layers
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,7 @@ def _units(
         if name not in (units.models or [name]):
             continue
         params = units.model_dump(exclude={"models"}) | {"classes": _classes(units.classes, data), "seed": seed}
+        params["layers"] = units.layers or telling_layers(untrained(variant.cell, data), data.train.images[:1])
         title = f"units {table} of {_label(name, variant.axes)}, seed {seed}"
         parents = {"model": variant.cell}
         yield table, Cell(title, "units", params, parents, data.digest, study.data, environment)

@@ -98,10 +98,12 @@ class Attack(BaseModel):
 class Units(_Table):
     """Which units of the models matter: their gradients, and what goes when units go; see `unit_cells.units`."""
 
-    layers: list[str] = Field(min_length=1)  # by name, as `get_submodule` has them; of convolutions whole maps
+    layers: Annotated[list[str], Field(min_length=1)] | None = None  # by name, as `get_submodule` has them; of
+    # convolutions whole maps; when not given, `units.telling_layers`
     of: Literal["softmax", "logits"] = "softmax"  # what is differentiated
     classes: list[str] | None = None  # by name, whose strongest and weakest units go; all when not given
     random: int = Field(default=10, ge=0)  # draws of units that go in no order
+    points: int | None = Field(default=None, ge=2)  # of a curve, from none gone to all; when not given every number
     images: int = Field(default=1000, ge=1)  # of each split, at most: those of the test split are held out
     models: list[str] | None = None  # by name, only these
 

@@ -22,6 +22,7 @@ from brittle.units import (
     convolutional_gradient,
     knockout_curves,
     knockout_orders,
+    outputs,
     prediction_gradient,
     rank_agreement,
     rank_units,
@@ -30,6 +31,7 @@ from brittle.units import (
 KINDS = ("strongest", "weakest", "least active")  # of knockout curves, in the order in which they are stored; random
 # ones follow
 SCOPES = ("within", "overall", "within, held out", "overall, held out")  # which images an error is of
+SEEN, MAPS = 3, 6  # held-out images of a class whose feature maps are kept, and of how many units
 _AT_ONCE = 64  # images whose gradients are held before they are made norms: 17 MB of `lo_ding_faces`
 
 
@@ -41,17 +43,21 @@ def units(
     Args:
         model: (B, C, H, W) in [0, 1] -> (B, K).
         data: of each split the first `params["images"]` images are looked at; those of test are held out.
-        params: 'layers', 'of', 'classes' (R of them, those whose units go), 'random' (D draws), 'seed' of the draws.
+        params: 'layers', 'of', 'classes' (R of them, those whose units go), 'random' (D draws), 'seed' of the draws,
+            'points' of the curves (P; None: U + 1).
         device: to compute on.
         progress: told in three parts: gradients, each image's gradients, knockouts.
 
     Returns:
-        Scalars: 'layers', the number of units of each.
+        Scalars: 'layers', the number of units of each; 'gone' (P,), after how many units curves have a point.
         Tensors 'units', of N images, U units: 'profile' (K, U), log10 of the norm of a class's gradient; 'activity'
         (U,); 'each' (N, U), log10 of the norm of an image's gradient of its own class; 'labels' and 'held_out' (N,);
         'agreement' (K, K), the mean of Kendall's tau between the rankings of two images, of a class and another.
-        Tensors 'knockout': 'wrong' (R, 3 + D, 4, U + 1), how many images are wrong after 0, 1, ... units have gone,
-        by KINDS and then draws, and by SCOPES; 'total' (R, 4); 'moves' (R, U + 1, K, K), of the strongest, how many
+        Tensors 'maps', of the first SEEN held-out images of each class and its MAPS strongest feature maps: 'places'
+        (R, MAPS), which units, -1 where there are no more; 'rows' (R, SEEN), of the test split, -1 likewise; 'outputs'
+        (R, SEEN, MAPS, H, W), with NaN beside maps that are smaller than the largest.
+        Tensors 'knockout': 'wrong' (R, 3 + D, 4, P), how many images are wrong after so many units have gone,
+        by KINDS and then draws, and by SCOPES; 'total' (R, 4); 'moves' (R, P, K, K), of the strongest, how many
         images of each class are taken for each class.
     """
     images, labels, held_out = (each.to(device) for each in _looked_at(data, params["images"]))
@@ -61,8 +67,13 @@ def units(
     active = activity(model, images, layers)
     each = _each(model, images, labels, layers, of, part(progress, 1, 2, 10))
     orders = _orders(profile, active, params["classes"], params["random"], params["seed"])
-    curves = knockout_curves(model, images, labels, orders, progress=part(progress, 2, 10, 10))
-    scalars = {"layers": {name: gradient.log10.shape[1] for name, gradient in profile.items()}, "images": len(images)}
+    told = part(progress, 2, 10, 10)
+    curves = knockout_curves(model, images, labels, orders, points=params["points"], progress=told)
+    scalars = {
+        "layers": {name: gradient.log10.shape[1] for name, gradient in profile.items()},
+        "images": len(images),
+        "gone": list(next(iter(curves.values())).gone),
+    }
     stored = {
         "profile": _flat(profile),
         "activity": _flat(active)[0].mul(torch.log(torch.tensor(10.0))).exp(),
@@ -71,7 +82,9 @@ def units(
         "held_out": held_out,
         "agreement": _by_class(rank_agreement(each), labels, len(data.classes)),
     }
-    return scalars, {"units": stored, "knockout": _counted(curves, params["classes"], params["random"], held_out)}
+    knocked = _counted(curves, params["classes"], params["random"], held_out)
+    maps = _maps(model, images[held_out], labels[held_out], stored["profile"], layers, params["classes"])
+    return scalars, {"units": stored, "knockout": knocked, "maps": maps}
 
 
 def _looked_at(data: Data, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,6 +110,32 @@ def _each(
         name: SignedLog(torch.cat([one[name].sign for one in parts]), torch.cat([one[name].log10 for one in parts]))
         for name in layers
     }
+
+
+def _maps(
+    model: nn.Module, images: Tensor, labels: Tensor, profile: Tensor, layers: Sequence[str], classes: Sequence[int]
+) -> dict[str, Tensor]:
+    """What the strongest maps of each class put out for its first images, of the held-out ones (n, C, H, W)."""
+    chosen = [(labels == one).nonzero().flatten()[:SEEN] for one in classes]
+    put_out = outputs(model, images[torch.cat(chosen)], layers)
+    units = [(name, number) for name, each in put_out.items() for number in range(each.shape[1])]
+    mapped = torch.tensor([put_out[name].ndim == 4 for name, _ in units])
+    sides = [each.shape[2:] for each in put_out.values() if each.ndim == 4] or [(0, 0)]
+    high, wide = (max(side) for side in zip(*sides, strict=True))
+    places = torch.full((len(classes), MAPS), -1)
+    rows = torch.full((len(classes), SEEN), -1)
+    seen = torch.full((len(classes), SEEN, MAPS, high, wide), torch.nan)
+    begin = 0
+    for line, (one, own) in enumerate(zip(classes, chosen, strict=True)):
+        rows[line, : len(own)] = own.cpu()
+        order = profile[one].cpu().sort(descending=True, stable=True).indices
+        for rank, place in enumerate(order[mapped[order]][:MAPS].tolist()):
+            name, number = units[place]
+            shown = put_out[name][begin : begin + len(own), number]
+            places[line, rank] = place
+            seen[line, : len(own), rank, : shown.shape[1], : shown.shape[2]] = shown.float()
+        begin += len(own)
+    return {"places": places, "rows": rows, "outputs": seen}
 
 
 def _flat(gradients: Mapping[str, SignedLog]) -> Tensor:

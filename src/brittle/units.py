@@ -202,6 +202,66 @@ def activity(
     return {name: SignedLog.of((totals[name] / numbers[name])[None]) for name in layers}
 
 
+def outputs(model: nn.Module, images: Tensor, layers: Sequence[str], *, batch: int = 32) -> dict[str, Tensor]:
+    """What the units put out: for each layer (N, units, ...), on the CPU; of one that is used again, the last.
+
+    Arguments and errors are those of `prediction_gradient`.
+    """
+    _door(model, images, layers)
+    parts: list[dict[str, Tensor]] = []
+
+    def kept(name: str) -> Callable[[Tensor], Tensor]:
+        def run(output: Tensor) -> Tensor:
+            parts[-1][name] = output.cpu()
+            return output
+
+        return run
+
+    with frozen(model), torch.no_grad(), _replaced(model, {name: kept(name) for name in layers}):
+        for some in images.split(batch):
+            parts.append({})
+            logits_of(model, some)
+    return {name: torch.cat([part[name] for part in parts]) for name in layers}
+
+
+def telling_layers(model: nn.Module, image: Tensor) -> list[str]:
+    """Layers worth asking about: the activations after convolutions; if there are none, all; if there are none, all
+    convolutions and dense layers but the last.
+
+    Args:
+        model: images in [0, 1] to logits.
+        image: (1, C, H, W).
+
+    Returns:
+        Names in the order in which they are called, each once.
+
+    Raises:
+        InputError: if the model cannot take the image, or has no such layer.
+    """
+    called: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def run(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim >= 2 and output.is_floating_point():
+                called.setdefault(name, output)
+
+        return run
+
+    leaves = {name: layer for name, layer in model.named_modules() if name and not any(True for _ in layer.children())}
+    handles = [layer.register_forward_hook(note(name)) for name, layer in leaves.items()]
+    try:
+        _door(model, image, (), some=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    active = [name for name in called if type(leaves[name]).__module__ == "torch.nn.modules.activation"]
+    maps = [name for name in active if called[name].ndim == 4]
+    weighted = [name for name in called if isinstance(leaves[name], nn.Conv2d | nn.Linear)][:-1]
+    if not (maps or active or weighted):
+        raise InputError(f"the model has no layer to ask about among {', '.join(called) or 'none'}: name some")
+    return maps or active or weighted
+
+
 def rank_units(gradients: Mapping[str, SignedLog], row: int = 0) -> list[Ranked]:
     """All units by the magnitude of their gradient, the strongest first; of equals those of earlier layers.
 
@@ -307,18 +367,19 @@ def predictions_without(
 class KnockoutCurve:
     """What a model says of N images while its units go, one after another."""
 
-    units: tuple[Unit, ...]  # S, in the order in which they go
+    units: tuple[Unit, ...]  # in the order in which they go
+    gone: tuple[int, ...]  # P numbers of units, from 0 to all
     labels: Tensor  # (N,) int64
-    predictions: Tensor  # (S + 1, N) int64, after 0, 1, ..., S units have gone
+    predictions: Tensor  # (P, N) int64, after so many units have gone
     classes: int  # K
 
     def errors(self, rows: Tensor | None = None) -> tuple[Share, ...]:
-        """S + 1 shares of wrong images, of all or of `rows` (N,) bool: `labels == 6`, those held out, or both."""
+        """P shares of wrong images, of all or of `rows` (N,) bool: `labels == 6`, those held out, or both."""
         counted = torch.ones_like(self.labels, dtype=torch.bool) if rows is None else rows
         return tuple(share(wrong[counted]) for wrong in self.predictions != self.labels)
 
     def moves(self) -> Tensor:
-        """(S + 1, K, K) int64: how many images of each class (row) the model takes for each class (column).
+        """(P, K, K) int64: how many images of each class (row) the model takes for each class (column).
 
         Its argmax over columns is what Lo and Ding, figure 3, draw: each class' most frequent prediction.
         """
@@ -333,6 +394,7 @@ def knockout_curves(
     labels: Tensor,
     orders: Mapping[str, Sequence[Unit]],
     *,
+    points: int | None = None,
     batch: int = 256,
     progress: Progress = silent,
 ) -> dict[str, KnockoutCurve]:
@@ -341,21 +403,33 @@ def knockout_curves(
     Args:
         labels: (N,), int64, in 0..K-1.
         orders: for each curve the units in the order in which they go, such as `knockout_orders` gives.
+        points: of each curve at most, at least 2, from none gone to all, closer together where few are gone; by
+            default every number.
 
     The other arguments and errors are those of `predictions_without`.
 
     Returns:
         A curve for each order. Model and images are gone through once for all of them.
     """
+    if points is not None and points < 2:
+        raise InputError(f"points must be at least 2, from none gone to all, got {points}")
     outputs = _door(model, images, [], some=False)
     labels = _each(labels, images, outputs)
-    sets = [tuple(order)[:count] for order in orders.values() for count in range(len(order) + 1)]
+    gone = {name: _spread(len(order), points) for name, order in orders.items()}
+    sets = [tuple(order)[:count] for name, order in orders.items() for count in gone[name]]
     found = predictions_without(model, images, sets, batch=batch, progress=progress)
-    parts = found.split([len(order) + 1 for order in orders.values()])
+    parts = found.split([len(each) for each in gone.values()])
     return {
-        name: KnockoutCurve(tuple(order), labels, part, outputs)
+        name: KnockoutCurve(tuple(order), gone[name], labels, part, outputs)
         for (name, order), part in zip(orders.items(), parts, strict=True)
     }
+
+
+def _spread(last: int, points: int | None) -> tuple[int, ...]:
+    """0..last, or at most so many of these numbers, with the first and the last; steps grow evenly."""
+    if points is None or points > last:
+        return tuple(range(last + 1))
+    return tuple(sorted({round(last * (place / (points - 1)) ** 2) for place in range(points)}))
 
 
 def knockout_orders(

@@ -7,6 +7,7 @@ from brittle.measures import Mean, Share
 from brittle.report import eta_curves, knockouts, profiles
 from brittle.report.claims import lo_ding
 from brittle.report.contents import Masks, Measured, Model, Provenance, Report, Units
+from brittle.report.verdicts import verdict_sentences
 
 U = 12  # units: 4 in one layer, 8 in the other
 
@@ -31,9 +32,15 @@ def units(strongest, weakest, *, within=0.6, between=0.4, random=None):
         labels=torch.arange(3).repeat(10),
         held_out=torch.arange(30) >= 24,
         agreement=agreement,
+        gone=tuple(range(U + 1)),
         wrong=wrong[None].int(),
         total=torch.tensor([[10, 30, 10, 30]]),
         moves=torch.eye(3).int().mul(10).repeat(1, U + 1, 1, 1),
+        maps={
+            "places": torch.tensor([[0, 5, -1, -1, -1, -1]]),
+            "rows": torch.tensor([[1, -1, -1]]),
+            "outputs": torch.rand(1, 3, 6, 4, 4, generator=torch.Generator().manual_seed(0)) - 0.5,
+        },
     )
 
 
@@ -187,6 +194,20 @@ def test_circles_are_as_bright_as_their_share_of_the_strongest():
     assert svg.count("<circle") == U * 3  # of two held-out images of class b, and the class
     assert svg.count(">one 1: 1<") == 3
     assert svg.index("#ffecaa") < svg.index("two 8: 0.0794")  # the brightest is the first
+
+
+def test_a_report_of_units_alone_says_how_many_it_takes():
+    models = faces([0] * 4 + [60], [0] * 9 + [80], seeds=2)
+    assert verdict_sentences(report(*models)) == [
+        "faces: half of a class is lost when 4 of its 12 strongest units are gone, or 9 of the weakest."
+    ]
+
+
+def test_the_strongest_maps_are_shown_beside_the_images_that_are_there():
+    svg = profiles.maps(report(*faces()))
+    assert svg.count("<image") == 3  # a held-out image of class b, and two maps
+    assert ">one 1<" in svg
+    assert ">two 2<" in svg
 
 
 def test_figures_are_drawn_where_there_is_something_to_draw():

@@ -131,7 +131,7 @@ class Units:
     """How much each unit of a model matters, and what goes when units go; see `brittle.unit_cells`.
 
     U units, those of all layers side by side; N images, those that are held out last and in the report's order; R
-    classes whose units go; D random draws.
+    classes whose units go; D random draws; P points of a curve.
     """
 
     name: str
@@ -143,15 +143,23 @@ class Units:
     labels: Tensor  # (N,) int64
     held_out: Tensor  # (N,) bool
     agreement: Tensor  # (K, K) mean Kendall's tau of two images' rankings, by their classes
-    wrong: Tensor  # (R, len(KINDS) + D, len(SCOPES), U + 1) images that are wrong once 0, 1, ... units have gone
+    gone: tuple[int, ...]  # P, how many units
+    wrong: Tensor  # (R, len(KINDS) + D, len(SCOPES), P) images that are wrong once so many units have gone
     total: Tensor  # (R, len(SCOPES)), of so many
-    moves: Tensor  # (R, U + 1, K, K): the strongest gone, how many images of each class are taken for each class
+    moves: Tensor  # (R, P, K, K): the strongest gone, how many images of each class are taken for each class
+    maps: Mapping[str, Tensor]  # what the strongest feature maps of each class show, see `brittle.unit_cells.units`
 
     def errors(self, kind: str, scope: str) -> Tensor:
-        """(R, U + 1) share of wrong images, the mean over the draws for 'random'; NaN where there are none."""
+        """(R, P) share of wrong images, the mean over the draws for 'random'; NaN where there are none."""
         place = SCOPES.index(scope)
         which = slice(len(KINDS), None) if kind == RANDOM else slice(KINDS.index(kind), KINDS.index(kind) + 1)
         return self.wrong[:, which, place].double().mean(1) / self.total[:, place, None]
+
+    def needed(self, kind: str) -> float:
+        """Units that go until half of a class's images are wrong, mean over the classes; all if they never are."""
+        lost = self.errors(kind, "within") >= 0.5
+        first = torch.where(lost.any(1), lost.int().argmax(1), len(self.gone) - 1)
+        return float(torch.tensor(self.gone)[first].double().mean())
 
     def unit(self, place: int) -> tuple[str, int]:
         """The layer of a unit, and its number there, from 0."""

@@ -153,9 +153,11 @@ def _units(reader: _Reader, entry: Mapping[str, Any], model: str) -> Units | Non
             labels=units["labels"],
             held_out=units["held_out"],
             agreement=units["agreement"],
+            gone=tuple(stored.scalars["gone"]),
             wrong=knockout["wrong"],
             total=knockout["total"],
             moves=knockout["moves"],
+            maps=stored.tensors("maps"),
         )
 
     return reader.read(f"units {entry['name']} of {model}", entry["cell"], take)

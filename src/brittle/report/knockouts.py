@@ -42,13 +42,17 @@ def tables(report: Report) -> dict[tuple[str, str], list[tuple[Model, Units]]]:
     for model in report.models:
         for units in model.units:
             seeds = found.setdefault((model.label, units.name), [])
-            if not seeds or (seeds[0][1].layers, seeds[0][1].classes) == (units.layers, units.classes):
+            if not seeds or _alike(seeds[0][1]) == _alike(units):
                 seeds.append((model, units))
     return found
 
 
+def _alike(units: Units) -> tuple[object, ...]:
+    return units.layers, units.classes, units.gone
+
+
 def over_classes(units: Sequence[Units], kind: str, scope: str) -> Tensor:
-    """(S, U + 1) error of each of S seeds, the mean over the classes whose units go and that have images."""
+    """(S, P) error of each of S seeds, the mean over the classes whose units go and that have images."""
     return torch.stack([one.errors(kind, scope).nanmean(0) for one in units])
 
 
@@ -67,16 +71,16 @@ def curves(report: Report) -> str:
         for line, ((label, _), seeds) in zip(drawn, rows.items(), strict=True):
             for axes, (scope, title) in zip(line, _PANELS.items(), strict=True):
                 for kind in kinds(seeds[0][1]):
-                    _banded(axes, over_classes([units for _, units in seeds], kind, scope), kind)
+                    errors = over_classes([units for _, units in seeds], kind, scope)
+                    _banded(axes, seeds[0][1].gone, errors, kind)
                 _finish(axes, f"{legible(label, 14)}: {title}" if len(rows) > 1 else title)
             line[0].set_ylabel("wrong, %")
         return svg_of(figure, "knockout", "Error against the number of units knocked out, by their order")
 
 
-def _banded(axes: Axes, errors: Tensor, kind: str) -> None:
-    """The mean over seeds (S, U + 1) and its interval, in percent."""
+def _banded(axes: Axes, at: Sequence[int], errors: Tensor, kind: str) -> None:
+    """The mean over seeds (S, P) and its interval, in percent."""
     means = [mean_of_seeds(column) for column in (100 * errors).T.tolist()]
-    at = np.arange(len(means))
     low, high = np.array([mean.interval for mean in means]).clip(0, 100).T
     axes.fill_between(at, low, high, color=COLOUR[kind], alpha=0.16, linewidth=0)
     axes.plot(at, [mean.value for mean in means], color=COLOUR[kind], linestyle=_DASHES.get(kind, "solid"), lw=1.4)
@@ -123,7 +127,7 @@ def by_class(report: Report) -> str:
         for axes, ((kind, scope), title) in zip(drawn, titles.items(), strict=True):
             errors = 100 * torch.stack([units.errors(kind, scope) for _, units in seeds])
             for place, colour in enumerate(list(COLOURS)[: errors.shape[1]]):
-                axes.plot(errors[:, place].mean(0).numpy(), color=colour, linewidth=1.3)
+                axes.plot(seeds[0][1].gone, errors[:, place].mean(0).numpy(), color=colour, linewidth=1.3)
             _finish(axes, title)
         for axes in drawn[::2]:
             axes.set_ylabel("wrong, %")
@@ -142,7 +146,7 @@ def moves(report: Report) -> str:
     if not seeds:
         return ""
     model, units = seeds[0]
-    taken = units.moves[0].argmax(2)  # (U + 1, K), the first of equals
+    taken = units.moves[0].argmax(2)  # (P, K), the first of equals
     known = units.moves[0, 0].sum(1) > 0
     shown = dict(zip(units.classes, COLOURS, strict=False))
     with matplotlib.rc_context(STYLE):
@@ -152,7 +156,7 @@ def moves(report: Report) -> str:
             offset = (one / max(1, len(known) - 1) - 0.5) * 0.5  # lines that run together stay apart
             colour = shown.get(one, INK)
             line = {"linewidth": 1.6, "zorder": 2} if one in shown else {"linewidth": 0.8, "alpha": 0.4, "zorder": 1}
-            axes.plot(taken[:, one].numpy() + offset, color=colour, drawstyle="steps-mid", **line)
+            axes.plot(units.gone, taken[:, one].numpy() + offset, color=colour, drawstyle="steps-mid", **line)
         axes.set_yticks(range(len(known)), [legible(report.class_name(one), 12) for one in range(len(known))])
         axes.set(xlabel="strongest units gone", title=legible(f"{report.class_name(units.classes[0])}, {model.title}"))
         axes.invert_yaxis()

@@ -15,7 +15,7 @@ from brittle.measures import Mean, mean_of_seeds
 from brittle.report.contents import Report, Units
 from brittle.report.figures import STYLE, WIDTH, svg_of
 from brittle.report.knockouts import tables
-from brittle.report.pictures import data_uri, escaped, legible, picture, text
+from brittle.report.pictures import data_uri, diverging, escaped, legible, picture, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,6 +163,57 @@ def _circles(units: Units, log10: Tensor, left: int, top: int, across: int) -> s
             )
             place += 1
     return "".join(parts)
+
+
+def maps(report: Report) -> str:
+    """What the strongest feature maps of each class show, for its first held-out images; of the first network.
+
+    Each map to its own scale, the same for all images of a class: white is 0. Empty if no units are done, the images
+    are not there, or no layer has maps.
+    """
+    seeds = next(iter(tables(report).values()), [])
+    if not seeds or report.images is None or not (seeds[0][1].maps["places"] >= 0).any():
+        return ""
+    units = seeds[0][1]
+    lines = [
+        (place, row, number)
+        for place in range(len(units.classes))
+        for number, row in enumerate(units.maps["rows"][place].tolist())
+        if 0 <= row < report.rows
+    ]
+    step, head = _TILE + _GAP // 2, 20
+    blocks = len({place for place, *_ in lines})
+    width = _LEFT + step * (1 + units.maps["places"].shape[1])
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="grid" viewBox="0 0 {width} '
+        f'{blocks * head + len(lines) * step}" aria-label="Images, and what the strongest feature maps of their class '
+        f'put out" style="min-width: {round(0.8 * width)}px">'
+    ]
+    top, last = 0, -1
+    for place, row, number in lines:
+        chosen = [each for each in units.maps["places"][place].tolist() if each >= 0]
+        if place != last:
+            parts.append(text(0, top + 13, legible(report.class_name(units.classes[place]), 13), "strong"))
+            named = [units.unit(each) for each in chosen]
+            parts += [
+                text(_LEFT + step * (1 + i), top + 13, legible(f"{layer} {unit + 1}", 13), "quiet")
+                for i, (layer, unit) in enumerate(named)
+            ]
+            top, last = top + head, place
+        shown = [picture(report.images[row])]
+        for rank in range(len(chosen)):
+            values = units.maps["outputs"][place, :, rank]
+            largest = values.abs().nan_to_num().amax().clamp(min=1e-30)
+            whole = values[number][: int((~values[number].isnan()).any(1).sum()), :]
+            whole = whole[:, : int((~whole.isnan()).any(0).sum())]
+            shown.append(diverging((whole / largest).numpy()))
+        parts += [
+            f'<image x="{_LEFT + step * i}" y="{top}" width="{_TILE}" height="{_TILE}" preserveAspectRatio="none" '
+            f'style="image-rendering: pixelated" href="{data_uri(image)}"/>'
+            for i, image in enumerate(shown)
+        ]
+        top += step
+    return "".join([*parts, "</svg>"])
 
 
 # Tables -------------------------------------------------------------------------------------------------------------

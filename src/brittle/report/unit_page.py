@@ -17,6 +17,7 @@ def contents(report: Report) -> dict[str, Any]:
         figures = {
             "profiles": profiles.profiles(report),
             "networks": profiles.networks(report),
+            "maps": profiles.maps(report),
             "knockout": knockouts.curves(report),
             "by_class": knockouts.by_class(report),
             "moves": knockouts.moves(report),

@@ -116,7 +116,20 @@ def _without_pairs(models: Sequence[Model], its: str) -> str:
         return f"the attacks fool {spread(single)} of {its} images; float32 and exact arithmetic were not both tried"
     if any(model.attacks for model in models):
         return "no attack is finished yet"
+    units = [one for model in models for one in model.units]
+    if units:
+        strongest, weakest = ([one.needed(kind) for one in units] for kind in ("strongest", "weakest"))
+        return (
+            f"half of a class is lost when {_about(strongest)} of {its} {units[0].profile.shape[1]} strongest units "
+            f"are gone, or {_about(weakest)} of the weakest"
+        )
     return "it was not attacked" if its == "its" else "they were not attacked"
+
+
+def _about(counts: Sequence[float]) -> str:
+    """'4' or '3 to 6' of means."""
+    low, high = round(min(counts)), round(max(counts))
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _against_plain(models: Sequence[Model]) -> str:

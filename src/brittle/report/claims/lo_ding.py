@@ -34,7 +34,8 @@ BEST = (5000.0, 10_000.0)  # eta, of 0..255 pixels
 
 def claims(report: Report) -> list[Claim]:
     """Each claim that the paper makes, in its order, and controls that it lacks; see `claims.of`."""
-    units = [one for _, one in next(iter(knockouts.tables(report).values()), [])]
+    found = [one for _, one in next(iter(knockouts.tables(report).values()), [])]
+    units = [one for one in found if len(one.gone) == one.profile.shape[1] + 1]  # claims count single units
     masks = [one for _, one in eta_curves.tables(report)]
     return [
         _error_of_faces(report),
@@ -193,7 +194,7 @@ def _others(units: Sequence[Units], gone: int) -> list[float]:
 
 def _critical(units: Sequence[Units]) -> list[Claim]:
     few = _at(units, "strongest", "overall", FEW)
-    needed, slower = ([_needed(one, kind) for one in units] for kind in ("strongest", "weakest"))
+    needed, slower = ([one.needed(kind) for one in units] for kind in ("strongest", "weakest"))
     half = (units[0].wrong.shape[-1] - 1) // 2 if units else 0
     strong, weak = _at(units, "strongest", "overall", SOME), _at(units, "weakest", "overall", half)
     return [
@@ -228,13 +229,6 @@ def _critical(units: Sequence[Units]) -> list[Claim]:
             f"within 15 points of 0; {_seeds(len(strong))}.",
         ),
     ]
-
-
-def _needed(units: Units, kind: str) -> float:
-    """Units that go until half of a class's images are wrong, mean over the classes; all of them if they never are."""
-    lost = units.errors(kind, "within") >= 0.5
-    first = torch.where(lost.any(1), lost.int().argmax(1), lost.shape[1] - 1)
-    return float(first.double().mean())
 
 
 # VII to X: masks ----------------------------------------------------------------------------------------------------
