@@ -131,7 +131,9 @@ def lines(long: bool) -> dict[str, tuple[float, list[Line]]]:
         brittle(carlini_l2, "2 x 200, as it comes"),
         brittle(carlini_l2, "9 x 100", **at),
         adv_lib("carlini_wagner_l2", "C&W 9 x 100, step 0.1", learning_rate=0.1, **at),
+        adv_lib("carlini_wagner_l2", "C&W 9 x 100, step 0.01", **at),
         foolbox("L2CarliniWagnerAttack", "C&W 9 x 100, step 0.1", binary_search_steps=9, steps=100, stepsize=0.1),
+        foolbox("L2CarliniWagnerAttack", "C&W 9 x 100, step 0.01", binary_search_steps=9, steps=100, stepsize=0.01),
         torchattacks("C&W c = 1, 100 steps of 0.1", c=1, steps=100, lr=0.1),
         art("CarliniL2Method", "C&W 10 x 10, as it comes"),
         adv_lib("ddn", "DDN 100", steps=100, levels=None),
@@ -141,7 +143,6 @@ def lines(long: bool) -> dict[str, tuple[float, list[Line]]]:
     if long:
         two += [
             brittle(carlini_l2, "2 x 100", binary_search_steps=2, max_iterations=100),
-            adv_lib("carlini_wagner_l2", "C&W 9 x 100, step 0.01", **at),
             adv_lib("carlini_wagner_l2", "C&W 9 x 1000, step 0.01", binary_search_steps=9, max_iterations=1000),
             adv_lib("fmn", "FMN 1000", steps=1000, norm=2),
             adv_lib("alma", "ALMA 1000", num_steps=1000),

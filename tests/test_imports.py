@@ -45,6 +45,7 @@ FLOORS = [
     "disk",
     "store",
     "unit_cells",
+    "carrier_cells",
     "mask_cells",
     "cells",
     "study",
@@ -58,7 +59,8 @@ FLOORS = [
     "cli",
 ]
 MAY_ATTACKS = {"errors", "progress", "networks", "softmax", "attacks"}
-MAY_REPORT = {"errors", "store", "cells", "unit_cells", "mask_cells", "measures", "attacks", "softmax", "report"}
+MAY_REPORT = {"errors", "store", "cells", "measures", "attacks", "softmax", "report"}
+MAY_REPORT |= {"units", "unit_cells", "carrier_cells", "mask_cells"}
 
 
 def modules() -> dict[str, Path]:

@@ -30,6 +30,7 @@ from brittle import measures, naming
 from brittle.attacks.flips import flip_logits
 from brittle.attacks.result import AttackResult, logits_in_batches
 from brittle.attacks.targets import every_target
+from brittle.carrier_cells import carriers
 from brittle.data import Data
 from brittle.distillation import soft_labels
 from brittle.errors import InputError
@@ -42,7 +43,17 @@ from brittle.training import fit
 from brittle.unit_cells import units
 
 # Raise a function's version when a change to it, or to what it calls, changes what it computes.
-VERSIONS = {"select": 1, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 4, "units": 2, "masks": 1}
+VERSIONS = {
+    "select": 1,
+    "train": 1,
+    "adopt": 1,
+    "label": 1,
+    "measure": 2,
+    "attack": 4,
+    "units": 2,
+    "carriers": 1,
+    "masks": 1,
+}
 ATTACKS = {"brittle.attacks.carlini_l2": 5}  # those whose version is not that of all
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
@@ -109,6 +120,7 @@ def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
         "measure": _measure,
         "attack": _attack,
         "units": _units,
+        "carriers": _carriers,
         "masks": _masks,
     }
     return functions[cell.function](cell, parents, context)
@@ -293,6 +305,13 @@ def _units(cell: Cell, parents: Parents, context: Context) -> Outcome:
     data = context.data(cell.place, cell.digest)
     model = load_model(parents["model"], context.device)
     return Outcome(*units(model, data, cell.params, context.device, context.progress))
+
+
+def _carriers(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Which units carry an adversarial change; see `carrier_cells.carriers`."""
+    data = context.data(cell.place, cell.digest)
+    model = load_model(parents["model"], context.device)
+    return Outcome(*carriers(model, data, cell.params, context.device, context.progress))
 
 
 def _masks(cell: Cell, parents: Parents, context: Context) -> Outcome:

@@ -80,7 +80,17 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
     return Plan(tuple(ordered), record)
 
 
-_STAGES = {"select": 0, "train": 1, "adopt": 1, "label": 1, "measure": 2, "attack": 3, "units": 3, "masks": 3}
+_STAGES = {
+    "select": 0,
+    "train": 1,
+    "adopt": 1,
+    "label": 1,
+    "measure": 2,
+    "attack": 3,
+    "units": 3,
+    "carriers": 3,
+    "masks": 3,
+}
 
 
 def _follow(
@@ -105,6 +115,7 @@ def _follow(
     )
     attacks = list(_attacks(study, name, variant, seed, select, data, environment))
     units = dict(_units(study, name, variant, seed, data, environment))
+    carriers = dict(_carriers(study, name, variant, seed, data, environment))
     entry = {
         "name": name,
         "label": label,
@@ -116,8 +127,10 @@ def _follow(
         "measure": measure.key,
         "attacks": [attack | {"cells": [shard.key for shard in shards]} for attack, shards in attacks],
         "units": [{"name": table, "cell": cell.key} for table, cell in units.items()],
+        "carriers": [{"name": table, "cell": cell.key} for table, cell in carriers.items()],
     }
-    return entry, [measure, *(shard for _, shards in attacks for shard in shards), *units.values()]
+    shards = (shard for _, shards in attacks for shard in shards)
+    return entry, [measure, *shards, *units.values(), *carriers.values()]
 
 
 def _teachers_first(study: Study) -> list[str]:
@@ -255,10 +268,27 @@ def _units(
         if name not in (units.models or [name]):
             continue
         params = units.model_dump(exclude={"models"}) | {"classes": _classes(units.classes, data), "seed": seed}
-        params["layers"] = units.layers or telling_layers(untrained(variant.cell, data), data.train.images[:1])
+        params["layers"] = units.layers or _layers(variant, data)
         title = f"units {table} of {_label(name, variant.axes)}, seed {seed}"
         parents = {"model": variant.cell}
         yield table, Cell(title, "units", params, parents, data.digest, study.data, environment)
+
+
+def _carriers(
+    study: Study, name: str, variant: _Variant, seed: int, data: Data, environment: Mapping[str, str]
+) -> Iterator[tuple[str, Cell]]:
+    """The cell of each table of carriers that is for this model."""
+    for table, carriers in study.carriers.items():
+        if name in (carriers.models or [name]):
+            params = carriers.model_dump(exclude={"models"}) | {"seed": seed}
+            params["layers"] = carriers.layers or _layers(variant, data)
+            title = f"carriers {table} of {_label(name, variant.axes)}, seed {seed}"
+            yield table, Cell(title, "carriers", params, {"model": variant.cell}, data.digest, study.data, environment)
+
+
+def _layers(variant: _Variant, data: Data) -> list[str]:
+    """Those worth asking about, of a model for which none are named."""
+    return telling_layers(untrained(variant.cell, data), data.train.images[:1])
 
 
 def _masks(

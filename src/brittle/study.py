@@ -119,6 +119,17 @@ class Masks(_Table):
     epochs: int = Field(default=10, ge=1)  # over the training images, for the mask that they share
 
 
+class Carriers(_Table):
+    """Which units of the models carry an adversarial change; see `carrier_cells.carriers`."""
+
+    layers: Annotated[list[str], Field(min_length=1)] | None = None  # as in Units
+    eps: float = Field(default=0.3, gt=0, le=1)  # of the change, L-infinity
+    images: int = Field(default=200, ge=1)  # of the test split, at most
+    random: int = Field(default=5, ge=0)  # draws of units that go in no order
+    points: int | None = Field(default=None, ge=2)  # as in Units
+    models: list[str] | None = None  # by name, only these
+
+
 class Study(_Table):
     """A whole study file."""
 
@@ -135,6 +146,7 @@ class Study(_Table):
     models: dict[str, Model] = Field(min_length=1)
     attacks: dict[str, Attack] = Field(default_factory=dict)
     units: dict[str, Units] = Field(default_factory=dict)
+    carriers: dict[str, Carriers] = Field(default_factory=dict)
     masks: dict[str, Masks] = Field(default_factory=dict)
 
     @field_validator("rows", mode="after")
@@ -237,6 +249,8 @@ def check(tables: Mapping[str, Any], where: str) -> Study:
         _check_models(f"attack {label}", attack.models, study)
     for label, units in study.units.items():
         _check_models(f"units {label}", units.models, study)
+    for label, carriers in study.carriers.items():
+        _check_models(f"carriers {label}", carriers.models, study)
     for label, masks in study.masks.items():
         _check_models(f"masks {label}", [*masks.models, *([masks.other] if masks.other else [])], study)
     for label, model in study.models.items():

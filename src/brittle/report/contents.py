@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from brittle.attacks.result import AttackResult
+from brittle.carrier_cells import ORDERS, SIDES
 from brittle.cells import unpack
 from brittle.mask_cells import CLIPPED, WAYS
 from brittle.measures import Flips, Mean, Robustness, Share, robustness_of
@@ -171,6 +172,31 @@ class Units:
 
 
 @dataclass(frozen=True)
+class Carriers:
+    """Which units carry an adversarial change to a model, and what is left of it when they go; see
+    `brittle.carrier_cells`. P points of a curve; D random draws."""
+
+    name: str
+    eps: float
+    layers: Mapping[str, int]  # the units of each
+    images: int  # that the model had right and the change fooled it on
+    tried: int  # that the model had right
+    agreement: float  # Kendall's tau of the order by what units carry and by how important they are; NaN if unknown
+    gone: tuple[int, ...]  # P, how many units
+    right: Tensor  # (len(ORDERS) + D, len(SIDES), P) of so many images
+
+    def share(self, order: str, side: str) -> Tensor:
+        """(P,) share of the images that are right, the mean over the draws for 'random'; NaN where there are none."""
+        which = slice(len(ORDERS), None) if order == RANDOM else slice(ORDERS.index(order), ORDERS.index(order) + 1)
+        return self.right[which, SIDES.index(side)].double().mean(0) / self.images
+
+    def restored(self, order: str, cost: float) -> float:
+        """The largest share of adversarial images made right again while at most `cost` of the clean ones are lost."""
+        affordable = self.share(order, "clean") >= 1 - cost
+        return float(self.share(order, "adversarial")[affordable].max())
+
+
+@dataclass(frozen=True)
 class Masks:
     """What a model's additive masks do to images; see `brittle.mask_cells`. E strengths, K targets."""
 
@@ -214,6 +240,7 @@ class Model:
     attacks: tuple[Attack, ...]
     units: tuple[Units, ...] = ()  # those that are finished
     masks: tuple[Masks, ...] = ()  # likewise
+    carriers: tuple[Carriers, ...] = ()  # likewise
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from brittle.measures import Mean, Share
 from brittle.report.contents import (
     NOT_DONE,
     Attack,
+    Carriers,
     Found,
     Lost,
     Masks,
@@ -136,6 +137,7 @@ def _model(
         measured=reader.read(f"measure {title}", entry["measure"], _measured),
         attacks=tuple(_attack(reader, attack, title, images, labels) for attack in entry["attacks"]),
         units=tuple(filter(None, (_units(reader, units, title) for units in entry.get("units", ())))),
+        carriers=tuple(filter(None, (_carriers(reader, one, title) for one in entry.get("carriers", ())))),
         masks=tuple(filter(None, (_masks(reader, masks, title) for masks in entry.get("masks", ())))),
     )
 
@@ -161,6 +163,23 @@ def _units(reader: _Reader, entry: Mapping[str, Any], model: str) -> Units | Non
         )
 
     return reader.read(f"units {entry['name']} of {model}", entry["cell"], take)
+
+
+def _carriers(reader: _Reader, entry: Mapping[str, Any], model: str) -> Carriers | None:
+    def take(stored: Stored) -> Carriers:
+        scalars = stored.scalars
+        return Carriers(
+            name=entry["name"],
+            eps=stored.record["params"]["eps"],
+            layers=dict(scalars["layers"]),
+            images=scalars["images"],
+            tried=scalars["tried"],
+            agreement=_number(scalars["agreement"]),
+            gone=tuple(scalars["gone"]),
+            right=stored.tensors("carriers")["right"],
+        )
+
+    return reader.read(f"carriers {entry['name']} of {model}", entry["cell"], take)
 
 
 def _masks(reader: _Reader, entry: Mapping[str, Any], model: str) -> Masks | None:

@@ -68,13 +68,13 @@ def curves(report: Report) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.5 * len(rows)), layout="constrained")
         drawn = figure.subplots(len(rows), len(_PANELS), sharey=True, sharex="row", squeeze=False)
-        for line, ((label, _), seeds) in zip(drawn, rows.items(), strict=True):
+        for place, (line, ((label, _), seeds)) in enumerate(zip(drawn, rows.items(), strict=True)):
             for axes, (scope, title) in zip(line, _PANELS.items(), strict=True):
                 for kind in kinds(seeds[0][1]):
                     errors = over_classes([units for _, units in seeds], kind, scope)
                     _banded(axes, seeds[0][1].gone, errors, kind)
-                _finish(axes, f"{legible(label, 14)}: {title}" if len(rows) > 1 else title)
-            line[0].set_ylabel("wrong, %")
+                _finish(axes, title if place == 0 else "")
+            line[0].set_ylabel(f"{legible(label, 18)}\nwrong, %" if len(rows) > 1 else "wrong, %")
         return svg_of(figure, "knockout", "Error against the number of units knocked out, by their order")
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from brittle.report import eta_curves, knockouts, profiles
+from brittle.report import carrying, eta_curves, knockouts, profiles
 from brittle.report.contents import Report
 
 
 def contents(report: Report) -> dict[str, Any]:
-    """What `units.html` shows, figures as markup; 'units' and 'masks' are empty where the study has none."""
+    """What `units.html` shows, figures as markup; each part is empty where the study has none."""
     from markupsafe import Markup
 
-    units, masks = {}, {}
+    units, carriers, masks = {}, {}, {}
     if knockouts.tables(report):
         figures = {
             "profiles": profiles.profiles(report),
@@ -28,6 +28,14 @@ def contents(report: Report) -> dict[str, Any]:
             "classes": knockouts.class_colours(report),
             "ranked": profiles.ranked(report),
             "agreement": profiles.sentence(report),
+            "spread": carrying.spread(report),
+        }
+    if carrying.tables(report):
+        carriers = {
+            "figures": {"curves": Markup(carrying.curves(report))},
+            "orders": carrying.orders(report),
+            "table": carrying.defence(report),
+            "cost": carrying.COST,
         }
     if eta_curves.tables(report):
         figures = {
@@ -36,4 +44,4 @@ def contents(report: Report) -> dict[str, Any]:
             "histograms": eta_curves.histograms(report),
         }
         masks = {"figures": {name: Markup(svg) for name, svg in figures.items()}, "colours": eta_curves.COLOUR}
-    return {"units": units, "masks": masks}
+    return {"units": units, "carriers": carriers, "masks": masks}
