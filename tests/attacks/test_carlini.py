@@ -221,6 +221,17 @@ def test_restarts_with_fewer_pixels_find_no_more_and_the_same_seed_finds_the_sam
     assert torch.equal(again.forwards, none.forwards)  # no point is as far away as none
 
 
+def test_a_restart_with_fewer_pixels_begins_with_large_steps_again_and_costs_no_more_than_a_search():
+    model, images = convnet(size=10, gain=3), pictures(12, (1, 10, 10))
+    labels = predicted(model, images)
+    targets = (labels + 1) % 4
+    once, more = (
+        carlini_l0(model, images, labels, targets=targets, max_iterations=5, restarts=count) for count in (0, 2)
+    )
+    assert once.success.all()
+    assert (more.forwards - once.forwards).sum() <= 2 * once.forwards.sum()
+
+
 def test_an_early_end_costs_less():
     model, images = convnet(gain=3), pictures(8)
     labels = predicted(model, images)
