@@ -72,7 +72,7 @@ def made_with(results: Mapping[str, Any]) -> str:
     )
 
 
-def claims_table(results: Mapping[str, Any]) -> str:
+def claims_table(results: Mapping[str, Any], *, only_tested: bool = False) -> str:
     """Each claim of the paper, our numbers and the verdict."""
 
     def shown(number: Mapping[str, Any] | None) -> str:
@@ -88,6 +88,7 @@ def claims_table(results: Mapping[str, Any]) -> str:
             f"<sub>{claim['why']}</sub>",
         ]
         for claim in results["claims"]
+        if not only_tested or claim["verdict"] != "not tested"
     ]
     return markdown(["the paper says", "published", "ours, float32", "ours, exact", "", "how it was judged"], rows)
 
