@@ -49,7 +49,7 @@ def errors_table(found: Report) -> str:
     gone = [0, 1, 2, 3, 5, 8, 10, 15, 20]
     rows = [
         [kind, *(f"{100 * float(knockouts.over_classes(seeds, kind, 'overall')[:, at].mean()):.0f}" for at in gone)]
-        for kind in knockouts.kinds(seeds[0])
+        for kind in seeds[0].kinds
     ]
     return markdown(["gone first", *(f"{at} gone" for at in gone)], rows)
 

@@ -1,10 +1,13 @@
 """How work is spread over units, and what is restored when carriers go, of networks whose curves are given."""
 
+import json
+
 import pytest
 import torch
 
 from brittle.report import carrying
 from brittle.report.contents import Carriers, Model, Provenance, Report, Units
+from brittle.report.results import as_json
 from brittle.report.unit_page import contents
 
 
@@ -94,3 +97,16 @@ def test_a_network_that_nothing_fooled_is_left_out():
     seen = report(model("plain", 0, carried=carriers([0] * 4, images=0)))
     assert carrying.tables(seen) == {}
     assert contents(seen)["carriers"] == {}
+
+
+def test_the_curves_are_in_the_results_as_numbers():
+    (found,) = json.loads(as_json(report(model("plain", 0, carried=carriers([0, 4, 10, 20])))))["models"]
+    (told,) = found["units"]
+    assert told["gone"] == [0, 2, 4, 6]
+    assert told["wrong"]["strongest"]["within"] == [0, 0.6, 0.8, 1]
+    assert told["needed"] == {"strongest": 2, "weakest": 6, "least active": 6}
+    assert told["log10_gradients"] == [[0, 0, 0]] * 2
+    (told,) = found["carriers"]
+    assert told["right"]["carriers"] == {"clean": [1, 1, 0.95, 0.5], "adversarial": [0, 0.2, 0.5, 1]}
+    assert told["right"]["random"]["adversarial"] == [0, 0, 0, 0]
+    assert (told["fooled"], told["tried"]) == (20, 25)

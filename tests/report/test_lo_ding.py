@@ -1,5 +1,7 @@
 """Lo and Ding's claims and figures, of units and masks whose errors are given."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from brittle.measures import Mean, Share
 from brittle.report import eta_curves, knockouts, profiles
 from brittle.report.claims import lo_ding
 from brittle.report.contents import Masks, Measured, Model, Provenance, Report, Units
+from brittle.report.results import as_json
 from brittle.report.verdicts import verdict_sentences
 
 U = 12  # units: 4 in one layer, 8 in the other
@@ -220,3 +223,10 @@ def test_figures_are_drawn_where_there_is_something_to_draw():
         assert draw(masked).startswith("<svg")
         assert draw(seen) == ""
     assert set(knockouts.legend(report(*faces()))) == {"strongest", "weakest", "least active"}
+
+
+def test_masks_are_in_the_results_as_numbers():
+    (told,) = json.loads(as_json(report(*cifar(), data="cifar10")))["models"][0]["masks"]
+    assert told["etas"] == [0, 3000, 6000, 9000, 12_000]
+    assert told["reached"]["held out"]["unclipped"] == [0.1, 0.1, 0.9, 0.1, 0.1]
+    assert told["reached"]["trained"]["clipped"][2] == 1

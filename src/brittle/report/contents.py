@@ -150,6 +150,11 @@ class Units:
     moves: Tensor  # (R, P, K, K): the strongest gone, how many images of each class are taken for each class
     maps: Mapping[str, Tensor]  # what the strongest feature maps of each class show, see `brittle.unit_cells.units`
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The orders in which units went: KINDS, and 'random' if there were draws."""
+        return (*KINDS, RANDOM) if self.wrong.shape[1] > len(KINDS) else KINDS
+
     def errors(self, kind: str, scope: str) -> Tensor:
         """(R, P) share of wrong images, the mean over the draws for 'random'; NaN where there are none."""
         place = SCOPES.index(scope)

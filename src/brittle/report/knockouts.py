@@ -16,7 +16,6 @@ from brittle.measures import mean_of_seeds
 from brittle.report.contents import RANDOM, Model, Report, Units
 from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, svg_of
 from brittle.report.pictures import legible
-from brittle.unit_cells import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,11 +28,6 @@ _PANELS = {
     "within, held out": "the class, held-out images",
     "overall, held out": "all, held-out images",
 }
-
-
-def kinds(units: Units) -> tuple[str, ...]:
-    """The orders in which units went: KINDS, and 'random' if there were draws."""
-    return (*KINDS, RANDOM) if units.wrong.shape[1] > len(KINDS) else KINDS
 
 
 def tables(report: Report) -> dict[tuple[str, str], list[tuple[Model, Units]]]:
@@ -70,7 +64,7 @@ def curves(report: Report) -> str:
         drawn = figure.subplots(len(rows), len(_PANELS), sharey=True, sharex="row", squeeze=False)
         for place, (line, ((label, _), seeds)) in enumerate(zip(drawn, rows.items(), strict=True)):
             for axes, (scope, title) in zip(line, _PANELS.items(), strict=True):
-                for kind in kinds(seeds[0][1]):
+                for kind in seeds[0][1].kinds:
                     errors = over_classes([units for _, units in seeds], kind, scope)
                     _banded(axes, seeds[0][1].gone, errors, kind)
                 _finish(axes, title if place == 0 else "")
@@ -167,5 +161,5 @@ def moves(report: Report) -> str:
 
 def legend(report: Report) -> Mapping[str, str]:
     """The colour of each order in which units went."""
-    names = {kind for seeds in tables(report).values() for kind in kinds(seeds[0][1])}
+    names = {kind for seeds in tables(report).values() for kind in seeds[0][1].kinds}
     return {kind: colour for kind, colour in COLOUR.items() if kind in names}

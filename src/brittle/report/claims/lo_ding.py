@@ -127,7 +127,7 @@ def _order(units: Sequence[Units]) -> list[Claim]:
 
 
 def _against(units: Sequence[Units], kind: str, says: str, where: str, published: str) -> Claim:
-    done = [one for one in units if kind in knockouts.kinds(one)]
+    done = [one for one in units if kind in one.kinds]
 
     def gap(scope: str) -> Number | None:
         ones, others = (_mean_to(done, each, scope, MANY) for each in ("strongest", kind))
