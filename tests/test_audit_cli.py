@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from seen import one_line
 from typer.testing import CliRunner
 
 import brittle
@@ -96,14 +97,6 @@ def run(monkeypatch, folder):
         return done
 
     return audit
-
-
-def one_line(done) -> str:
-    """The only line of an error."""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 # Verdicts -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
+from seen import one_line
 from typer.testing import CliRunner
 
 from brittle.cli import app
@@ -44,14 +45,6 @@ def brittle(monkeypatch, tmp_path):
         return done
 
     return run
-
-
-def one_line(done) -> str:
-    """The only line of an error."""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 # What works ---------------------------------------------------------------------------------------------------------

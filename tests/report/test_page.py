@@ -4,11 +4,11 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 import torch
 from made import chain, network, report, sized
+from seen import HOSTILE, Outline, words
 
 from brittle import measures
 from brittle.report import Report, claims, gather, table
@@ -16,43 +16,7 @@ from brittle.report.page import html
 from brittle.report.results import as_csv, as_json
 from brittle.store import Store
 
-HOSTILE = "<script>alert(1)</script>"
-VOID = {"meta", "br", "link", "img", "hr", "input"}
 Build = Callable[..., Store]
-
-
-class Outline(HTMLParser):
-    """Reads a page, and fails where an element is not closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.seen if name == tag]
-
-
-def words(outline: Outline) -> str:
-    return " ".join(" ".join(outline.text).split())
 
 
 def test_the_page_is_well_formed_and_whole(build: Build):
