@@ -1,0 +1,105 @@
+"""What a request for units is checked for, and the hooks by which layers are watched and changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from brittle.errors import InputError, unknown
+from brittle.networks import frozen, logits_of
+
+# The request ----------------------------------------------------------------------------------------------------------
+
+
+def door(model: nn.Module, images: Tensor, layers: Sequence[str], *, some: bool = True) -> int:
+    """Checks a request, with one image put through the model, and gives K."""
+    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
+        raise InputError(f"images must be (N, C, H, W), floating and some, got {tuple(images.shape)} {images.dtype}")
+    low, high = images.min().item(), images.max().item()
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails it
+        raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+    if isinstance(layers, str) or (some and not layers):
+        raise InputError(f"layers must be the names of at least one layer, got {layers!r}")
+    try:
+        with frozen(model), torch.no_grad(), replaced(model, dict.fromkeys(layers, lambda output: output)):
+            logits = logits_of(model, images[:1])
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {first}") from error
+    if logits.ndim != 2 or len(logits) != 1 or logits.shape[1] < 2:
+        raise InputError(f"the model must return logits (1, K) with K >= 2 for an image, got {tuple(logits.shape)}")
+    return logits.shape[1]
+
+
+def each_class(classes: Tensor | int, images: Tensor, outputs: int) -> Tensor:
+    """(N,) int64: the class of each image, on its device."""
+    if isinstance(classes, int):
+        classes = torch.full((len(images),), classes)
+    if classes.dtype != torch.int64 or classes.shape != images.shape[:1]:
+        expected = f"int64 with one entry an image, ({len(images)},)"
+        raise InputError(f"classes must be {expected}, got {tuple(classes.shape)} {classes.dtype}")
+    low, high = classes.min().item(), classes.max().item()
+    if not 0 <= low <= high < outputs:
+        raise InputError(f"classes must lie in 0..{outputs - 1}, as the model has {outputs} outputs, got {low}..{high}")
+    return classes.to(images.device)
+
+
+# Hooks ----------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replaced(model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Each named layer's output is what `changes` make of it, for as long as the context lasts."""
+    layers = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if name}
+    used: dict[str, None] = {}
+    rows: list[int] = []
+
+    def begin(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        used.clear()
+        rows[:] = [len(inputs[0])]
+
+    def end(_module: nn.Module, _inputs: object, _output: object) -> None:
+        if unused := [name for name in changes if name not in used]:
+            raise InputError(f"layer {unused[0]!r} is not called by the model: name one that is")
+
+    def changed(name: str) -> Callable[[nn.Module, tuple[object, ...], object], Tensor]:
+        def run(module: nn.Module, inputs: tuple[object, ...], output: object) -> Tensor:
+            used[name] = None
+            tensor = _tensor(name, output, rows)
+            shared = any(tensor is given for given in inputs) or any(True for _ in module.children())
+            # What Identity gives, or a block with a way around, is used elsewhere too: gradients tell it apart
+            return changes[name](tensor.clone() if shared and torch.is_grad_enabled() else tensor)
+
+        return run
+
+    handles = []
+    try:
+        for name in changes:
+            if name not in layers:
+                raise unknown("layer", name, layers)
+            handles.append(layers[name].register_forward_hook(changed(name)))
+        handles += [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensor(name: str, output: object, rows: Sequence[int]) -> Tensor:
+    expected = "a tensor (B, units, ...) of floating numbers; name a layer that does"
+    if not isinstance(output, Tensor):
+        raise InputError(f"layer {name!r} returns a {type(output).__name__}, not {expected}")
+    if output.ndim < 2 or not output.is_floating_point() or (rows and len(output) != rows[0]):
+        raise InputError(f"layer {name!r} returns {tuple(output.shape)} {output.dtype}, not {expected}")
+    return output
+
+
+def same_shape(name: str, before: Tensor, now: Tensor) -> Tensor:
+    """`before`, if a layer that is used again has units of the same shape."""
+    if before.shape != now.shape:
+        shapes = f"{tuple(before.shape)} and {tuple(now.shape)}"
+        raise InputError(f"layer {name!r} is used several times, with outputs {shapes}: name the layers ahead of it")
+    return before
