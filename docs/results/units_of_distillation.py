@@ -58,7 +58,8 @@ def accuracies(results: Mapping[str, Any]) -> str:
 
 def section(data: str, found: Report, results: Mapping[str, Any]) -> str:
     """What one study shows."""
-    return f"""## {found.data}
+    return f"""
+## {found.data}
 
 `brittle study run units-of-distillation --size {data}`. {made_with(results)} {hours(results)}.
 
@@ -104,6 +105,14 @@ The study `units-of-distillation`: three networks from the same first weights, o
 distilled from it, ranked unit by unit as Lo and Ding do, by the gradients of the logits; and whether an attack's change
 (projected gradient descent on the margin, L-infinity 0.3) goes through units that can be knocked out. Made by
 `python docs/results/units_of_distillation.py STORE`.
+
+- Other units are important: the tempered network's ranking is half like the plain one's that began with the same
+  weights (τ 0.52 on digits, 0.31 on MNIST), the distilled one's hardly (0.16, -0.02).
+- The work is not spread over more units but over fewer, by the gradients half as many; the units that a class cannot
+  do without are as few as before on digits, and somewhat fewer on MNIST.
+- An adversarial change goes through the units that the right answer needs: both rankings are nearly the same (τ 0.87
+  to 0.98). So knocking carriers out is no defence. At the price of 5 % of the clean images it makes nothing right again
+  on digits, and at most a tenth on MNIST.
 
 {"".join(sections)}"""
     (FOLDER / "README.md").write_text(text, encoding="utf-8")
