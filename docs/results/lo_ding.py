@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from making import claims_table, hours, made_with, markdown, pictures, report
 
 from brittle.report import gather, knockouts
@@ -70,14 +71,23 @@ def accuracies(results: Mapping[str, Any]) -> str:
     return f"{wrong} of {counts[0]['total']} test images wrong, by seed"
 
 
-def cifar_section(results: Mapping[str, Any]) -> str:
+def cifar_section(found: Report, results: Mapping[str, Any]) -> str:
     """The masks, where they have been computed."""
+    masks = [one for model in found.models for one in model.masks]
+    shared = torch.cat([one.learned for one in masks]).flatten(1)
+    length, largest = float(shared.norm(dim=1).mean()), float(shared.abs().amax(1).mean())
+    own, most = torch.stack([one.sizes for one in masks]).mean((0, 2)).tolist()
     return f"""
 ## CIFAR-10
 
 `brittle study run lo-ding --size cifar10 --dtype float32 --workers 2`. {made_with(results)} {hours(results)}.
 
-{claims_table(results)}
+{claims_table(results, only_tested=True)}
+
+One mask for all images is where the paper and this study part: there it fails, here it takes nearly every held-out
+image to its target. Here it is learned for ten epochs by Adam, and is not small: {length:.1f} in L2 and {largest:.2f}
+in L-infinity on average, where the images' own masks at the best η are {own:.1f} and {most:.2f}. The paper says neither
+for how long and with what step its mask was learned, nor how large it became.
 
 ![Success against the strength of the masks](masks.png)
 
@@ -100,7 +110,7 @@ def main() -> None:
         if CIFAR10 in Store(store).studies():
             other, page = report(store, CIFAR10, Path(scratch) / "cifar10")
             pictures(page, {FOLDER / f"{name}.png": title for name, title in MASKS.items()})
-            rest = cifar_section(other)
+            rest = cifar_section(gather(Store(store), CIFAR10), other)
     found = gather(Store(store), FACES)
     text = f"""# Lo and Ding, tested again
 
@@ -112,7 +122,7 @@ batches of 16 and no momentum are ours. `brittle study run lo-ding --size faces 
 
 ## What the paper says
 
-{claims_table(results)}
+{claims_table(results, only_tested=True)}
 
 ## Which units matter
 
