@@ -1,6 +1,7 @@
 """Lo and Ding's claims and figures, of units and masks whose errors are given."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -211,6 +212,14 @@ def test_the_strongest_maps_are_shown_beside_the_images_that_are_there():
     assert svg.count("<image") == 3  # a held-out image of class b, and two maps
     assert ">one 1<" in svg
     assert ">two 2<" in svg
+
+
+def test_a_layer_of_many_units_is_drawn_on_several_lines(monkeypatch):
+    monkeypatch.setattr(profiles, "MOST", 5)
+    circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', profiles.networks(report(*faces())))[:U]
+    lines = [y for _, y in circles]
+    assert [lines.count(y) for y in dict.fromkeys(lines)] == [4, 5, 3]  # layers of 4 and of 8
+    assert len(set(circles)) == U
 
 
 def test_figures_are_drawn_where_there_is_something_to_draw():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ RANKED = 8  # strongest and weakest units of a class in the table, as in Lo and 
 _IMAGES = 3  # of each class in the diagrams, as in their table II
 _TILE, _STEP, _GAP, _LEFT, _FOOT = 84, 17, 14, 96, 26  # px
 _SHADES = ((38, 255), (42, 236), (50, 170))  # red, green and blue of the weakest and of the strongest unit
-MOST = 32  # units of a layer that a diagram has room for
+MOST, LARGEST = 16, 512  # units on a line of a diagram, and of a layer that it has room for
 
 
 def relative(log10: Tensor) -> Tensor:
@@ -106,15 +107,15 @@ def networks(report: Report) -> str:
     """Lo and Ding, tables II and III: images, and the network's units as circles, brighter for stronger.
 
     Held-out images that the report has; last of each class its mean gradient. Of the first network; empty if it or its
-    images are not there, or a layer has more than MOST units.
+    images are not there, or a layer has more than LARGEST units.
     """
     seeds = next(iter(tables(report).values()), [])
-    if not seeds or report.images is None or max(seeds[0][1].layers.values()) > MOST:
+    if not seeds or report.images is None or max(seeds[0][1].layers.values()) > LARGEST:
         return ""
     units = seeds[0][1]
-    across = max(units.layers.values()) * _STEP + 10
+    across = min(MOST, max(units.layers.values())) * _STEP + 10
     step = _TILE + 8 + across + _GAP
-    high = max(_TILE, len(units.layers) * _STEP + 10)
+    high = max(_TILE, sum(map(_lines, units.layers.values())) * _STEP + 10)
     width = _LEFT + _IMAGES * step + across
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="grid" viewBox="0 0 {width} '
@@ -145,24 +146,30 @@ def _shown(report: Report, units: Units, one: int) -> list[int]:
 
 
 def _circles(units: Units, log10: Tensor, left: int, top: int, across: int) -> str:
-    """A row of circles for each layer, on a dark ground."""
+    """Rows of circles for each layer, on a dark ground; of a layer of many units several."""
     brightness = relative(log10)
-    parts = [
-        f'<rect x="{left}" y="{top}" width="{across}" height="{len(units.layers) * _STEP + 10}" rx="4" fill="#14161a"/>'
-    ]
-    place = 0
-    for line, (layer, count) in enumerate(units.layers.items()):
-        begin = left + (across - count * _STEP) / 2 + _STEP / 2
+    high = sum(map(_lines, units.layers.values())) * _STEP + 10
+    parts = [f'<rect x="{left}" y="{top}" width="{across}" height="{high}" rx="4" fill="#14161a"/>']
+    place = first = 0
+    for layer, count in units.layers.items():
+        begin = left + (across - min(MOST, count) * _STEP) / 2 + _STEP / 2
         for number in range(count):
             value = float(brightness[place]) ** 2  # most lie above a third: told apart better
             shade = "".join(f"{round(low + (high - low) * value):02x}" for low, high in _SHADES)
             spoken = escaped(f"{layer} {number + 1}: {10 ** float(log10[place]):.3g}")
             parts.append(
-                f'<circle cx="{begin + number * _STEP:g}" cy="{top + 5 + _STEP / 2 + line * _STEP:g}" r="6.5" '
+                f'<circle cx="{begin + number % MOST * _STEP:g}" '
+                f'cy="{top + 5 + _STEP / 2 + (first + number // MOST) * _STEP:g}" r="6.5" '
                 f'fill="#{shade}"><title>{spoken}</title></circle>'
             )
             place += 1
+        first += _lines(count)
     return "".join(parts)
+
+
+def _lines(count: int) -> int:
+    """On how many lines a layer's units are drawn."""
+    return math.ceil(count / MOST)
 
 
 def maps(report: Report) -> str:
