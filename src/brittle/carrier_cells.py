@@ -15,7 +15,9 @@ from brittle.attacks import pgd
 from brittle.data import Data
 from brittle.progress import Progress, part
 from brittle.softmax import SignedLog
+from brittle.unit_cells import flat
 from brittle.units import knockout_curves, prediction_gradient, rank_agreement, rank_units
+from brittle.units.gradients import norm_of_maps
 
 ORDERS = ("carriers", "important")  # in which units go, as they are stored; random ones follow
 SIDES = ("clean", "adversarial")  # the images that are counted
@@ -69,16 +71,13 @@ def carriers(
         progress=part(progress, 5, 10, 10),
     )
     right = [(curve.predictions == curve.labels).unflatten(1, (2, -1)).sum(2).T for curve in curves.values()]
-    both = {
-        name: SignedLog(torch.cat([flip[name].sign, own[name].sign]), torch.cat([flip[name].log10, own[name].log10]))
-        for name in flip
-    }
+    both = {name: SignedLog.cat([flip[name], own[name]]) for name in flip}
     scalars |= {
         "layers": {name: values.log10.shape[1] for name, values in flip.items()},
         "gone": list(curves["carriers"].gone),
         "agreement": float(rank_agreement(both)[0, 1]),
     }
-    stored = {"carriers": _flat(flip), "important": _flat(own), "right": torch.stack(right).int().cpu()}
+    stored = {"carriers": flat(flip)[0], "important": flat(own)[0], "right": torch.stack(right).int().cpu()}
     return scalars, {"carriers": stored}
 
 
@@ -100,16 +99,11 @@ def _gradients(
             for of_images, classes in ((moved, wrong), (moved, labels), (images, labels))
         )
         for name in layers:
-            flip[name] = flip[name] + _norms(for_wrong[name].float() - for_own[name].float()).sum(0, keepdim=True)
-            own[name] = own[name] + _norms(at_first[name].float()).sum(0, keepdim=True)
+            flip[name] = flip[name] + norm_of_maps(for_wrong[name].float() - for_own[name].float()).sum(0, keepdim=True)
+            own[name] = own[name] + norm_of_maps(at_first[name].float()).sum(0, keepdim=True)
         progress(int(rows[-1]) + 1, len(images))
     flipped, before = ({name: SignedLog.of(sums[name] / len(images)) for name in layers} for sums in (flip, own))
     return flipped, before
-
-
-def _norms(values: Tensor) -> Tensor:
-    """(n, units, ...) -> (n, units), over positions."""
-    return values.abs() if values.ndim == 2 else torch.linalg.vector_norm(values.flatten(2), dim=2)
 
 
 def _random(like: Mapping[str, SignedLog], draws: int, seed: int) -> dict[str, dict[str, SignedLog]]:
@@ -121,8 +115,3 @@ def _random(like: Mapping[str, SignedLog], draws: int, seed: int) -> dict[str, d
         }
         for draw in range(draws)
     }
-
-
-def _flat(values: Mapping[str, SignedLog]) -> Tensor:
-    """(U,) log10, all layers side by side."""
-    return torch.cat([each.log10[0] for each in values.values()]).cpu()

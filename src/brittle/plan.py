@@ -12,7 +12,7 @@ from brittle.cells import Cell, first_of_each_class, untrained
 from brittle.data import Data
 from brittle.distillation import generation_seed
 from brittle.errors import InputError, unknown
-from brittle.study import Attack, Study, chosen, listed
+from brittle.study import Attack, Carriers, Study, Units, chosen, listed
 from brittle.units import telling_layers
 
 
@@ -114,8 +114,7 @@ def _follow(
         environment=environment,
     )
     attacks = list(_attacks(study, name, variant, seed, select, data, environment))
-    units = dict(_units(study, name, variant, seed, data, environment))
-    carriers = dict(_carriers(study, name, variant, seed, data, environment))
+    units, carriers = (_units(each, study, name, variant, seed, data, environment) for each in ("units", "carriers"))
     entry = {
         "name": name,
         "label": label,
@@ -261,29 +260,21 @@ def _shards(study: Study, attack: Attack, data: Data) -> Iterator[tuple[dict[str
 
 
 def _units(
-    study: Study, name: str, variant: _Variant, seed: int, data: Data, environment: Mapping[str, str]
-) -> Iterator[tuple[str, Cell]]:
-    """The cell of each table of units that is for this model."""
-    for table, units in study.units.items():
-        if name not in (units.models or [name]):
-            continue
-        params = units.model_dump(exclude={"models"}) | {"classes": _classes(units.classes, data), "seed": seed}
-        params["layers"] = units.layers or _layers(variant, data)
-        title = f"units {table} of {_label(name, variant.axes)}, seed {seed}"
-        parents = {"model": variant.cell}
-        yield table, Cell(title, "units", params, parents, data.digest, study.data, environment)
-
-
-def _carriers(
-    study: Study, name: str, variant: _Variant, seed: int, data: Data, environment: Mapping[str, str]
-) -> Iterator[tuple[str, Cell]]:
-    """The cell of each table of carriers that is for this model."""
-    for table, carriers in study.carriers.items():
-        if name in (carriers.models or [name]):
-            params = carriers.model_dump(exclude={"models"}) | {"seed": seed}
-            params["layers"] = carriers.layers or _layers(variant, data)
-            title = f"carriers {table} of {_label(name, variant.axes)}, seed {seed}"
-            yield table, Cell(title, "carriers", params, {"model": variant.cell}, data.digest, study.data, environment)
+    function: str, study: Study, name: str, variant: _Variant, seed: int, data: Data, environment: Mapping[str, str]
+) -> dict[str, Cell]:
+    """The cell of each table of 'units' or of 'carriers' that is for this model, by the table's name."""
+    tables: Mapping[str, Units | Carriers] = getattr(study, function)
+    found = {}
+    for table, asked in tables.items():
+        if name in (asked.models or [name]):
+            params = asked.model_dump(exclude={"models"}) | {"seed": seed}
+            params["layers"] = asked.layers or _layers(variant, data)
+            if isinstance(asked, Units):
+                params["classes"] = _classes(asked.classes, data)
+            title = f"{function} {table} of {_label(name, variant.axes)}, seed {seed}"
+            parents = {"model": variant.cell}
+            found[table] = Cell(title, function, params, parents, data.digest, study.data, environment)
+    return found
 
 
 def _layers(variant: _Variant, data: Data) -> list[str]:

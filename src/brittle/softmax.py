@@ -15,6 +15,7 @@ reproduced: float32 probabilities, then the logarithm, then automatic differenti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -41,6 +42,11 @@ class SignedLog:
         """`values` times exp(`log`), for `values` that fit a float and factors that need not."""
         wide = values.double()
         return cls(wide.sign().to(torch.int8), (wide.abs().log() + log) / LN10)
+
+    @classmethod
+    def cat(cls, parts: Sequence[SignedLog]) -> SignedLog:
+        """One after another, along the first dimension."""
+        return cls(torch.cat([part.sign for part in parts]), torch.cat([part.log10 for part in parts]))
 
     def float(self) -> Tensor:
         """As float64: zeros below about 5e-324, which is the point of the class."""

@@ -75,9 +75,9 @@ def units(
         "gone": list(next(iter(curves.values())).gone),
     }
     stored = {
-        "profile": _flat(profile),
-        "activity": _flat(active)[0].mul(torch.log(torch.tensor(10.0))).exp(),
-        "each": _flat(each),
+        "profile": flat(profile),
+        "activity": flat(active)[0].mul(torch.log(torch.tensor(10.0))).exp(),
+        "each": flat(each),
         "labels": labels,
         "held_out": held_out,
         "agreement": _by_class(rank_agreement(each), labels, len(data.classes)),
@@ -106,10 +106,7 @@ def _each(
         gradient = prediction_gradient(model, images[rows], layers, classes=labels[rows], of=of)
         parts.append(convolutional_gradient(gradient))
         progress(int(rows[-1]) + 1, len(images))
-    return {
-        name: SignedLog(torch.cat([one[name].sign for one in parts]), torch.cat([one[name].log10 for one in parts]))
-        for name in layers
-    }
+    return {name: SignedLog.cat([one[name] for one in parts]) for name in layers}
 
 
 def _maps(
@@ -138,7 +135,7 @@ def _maps(
     return {"places": places, "rows": rows, "outputs": seen}
 
 
-def _flat(gradients: Mapping[str, SignedLog]) -> Tensor:
+def flat(gradients: Mapping[str, SignedLog]) -> Tensor:
     """(R, U) log10, all layers side by side."""
     return torch.cat([gradient.log10 for gradient in gradients.values()], 1)
 

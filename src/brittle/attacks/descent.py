@@ -265,6 +265,11 @@ class Found:
         )
 
 
+def fading(step: int, steps: int) -> float:
+    """What a walk that decays makes of its step's length: 1 at its beginning, LAST at its end, along a cosine."""
+    return LAST + (1 - LAST) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
 @dataclass(frozen=True)
 class _Walk:
     model: nn.Module
@@ -308,5 +313,4 @@ class _Walk:
         return logits.detach(), torch.zeros_like(points) if gradient is None else gradient
 
     def _size(self, step: int) -> float:
-        fading = (1 + math.cos(math.pi * step / self.steps)) / 2 if self.decay else 1.0
-        return self.step_size * (LAST + (1 - LAST) * fading)
+        return self.step_size * (fading(step, self.steps) if self.decay else 1.0)

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.descent import Ball, BallNorm, Objective, pgd
+from brittle.attacks.descent import Ball, BallNorm, Objective, fading, pgd
 from brittle.attacks.result import frozen
 from brittle.auditing.battery import Battery, Step
 from brittle.auditing.door import Door
@@ -270,8 +270,7 @@ def trace(battery: Battery) -> Tensor:
         for step in range(steps + 1):
             gradient, logits = gradient_of(battery.best, points, labels, "margin")
             way.append(aim.falls(logits, every))
-            fading = 0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2
-            points = ball.into(points - ball.step(gradient, fading * battery.eps / 4), every)
+            points = ball.into(points - ball.step(gradient, fading(step, steps) * battery.eps / 4), every)
     return torch.stack(way)
 
 

@@ -7,21 +7,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from brittle.measures import mean_of_seeds
 from brittle.report import knockouts
 from brittle.report.contents import RANDOM, Carriers, Model, Report, Units
-from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, svg_of
+from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import legible
 from brittle.softmax import SignedLog
 from brittle.units import rank_agreement
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 COST = 0.05  # of the clean images that were right: what a defence may lose
 COLOUR = {"carriers": COLOURS[1], "important": COLOURS[0], RANDOM: INK}
@@ -74,7 +72,7 @@ def tables(report: Report) -> dict[str, list[tuple[Model, Carriers]]]:
     found: dict[str, list[tuple[Model, Carriers]]] = {}
     for model in report.models:
         for one in model.carriers:
-            seeds = found.setdefault(f"{model.label}" if len(model.carriers) == 1 else f"{model.label}, {one.name}", [])
+            seeds = found.setdefault(model.label if len(model.carriers) == 1 else f"{model.label}, {one.name}", [])
             if one.images and (not seeds or seeds[0][1].gone == one.gone):
                 seeds.append((model, one))
     return {label: seeds for label, seeds in found.items() if seeds}
@@ -113,7 +111,7 @@ def curves(report: Report) -> str:
             for kind in orders(report):
                 for side, dashes in (("clean", (0, (3.2, 1.8))), ("adversarial", "solid")):
                     shares = torch.stack([one.share(kind, side) for _, one in seeds])
-                    _banded(axes, seeds[0][1].gone, 100 * shares, COLOUR[kind], dashes)
+                    banded(axes, seeds[0][1].gone, 100 * shares, COLOUR[kind], linestyle=dashes, shade=0.14)
             axes.set(title=legible(label, 30), xlabel="units gone", ylim=(-2, 102))
             axes.margins(x=0.01)
             axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
@@ -122,14 +120,6 @@ def curves(report: Report) -> str:
         for axes in drawn[len(rows) :]:
             axes.remove()
         return svg_of(figure, "carriers", "Clean and adversarial images that are right, against the units gone")
-
-
-def _banded(axes: Axes, at: Sequence[int], values: Tensor, colour: str, dashes: Any) -> None:
-    """The mean over seeds (S, P), and its interval."""
-    means = [mean_of_seeds(column) for column in values.T.tolist()]
-    low, high = np.array([mean.interval for mean in means]).clip(0, 100).T
-    axes.fill_between(at, low, high, color=colour, alpha=0.14, linewidth=0)
-    axes.plot(at, [mean.value for mean in means], color=colour, linestyle=dashes, lw=1.4)
 
 
 def _said(values: Sequence[float], digits: int) -> str:

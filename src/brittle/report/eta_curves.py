@@ -13,13 +13,12 @@ from torch import Tensor
 
 from brittle.attacks.masks import ETA_SCALE
 from brittle.mask_cells import WAYS
-from brittle.measures import mean_of_seeds
 from brittle.report.contents import Masks, Model, Report
-from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, svg_of
+from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import data_uri, escaped, legible, picture, text
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 _TITLES = {
     "trained": "training images",
@@ -63,20 +62,14 @@ def curves(report: Report) -> str:
             each = torch.stack([one.success(way) for one in masks]).nanmean(0)
             axes.plot(masks[0].etas, 100 * each.T.numpy(), color=COLOURS[1], linewidth=0.6, alpha=0.35)
             for clipped, colour in zip((False, True), COLOUR.values(), strict=True):
-                _banded(axes, masks[0].etas, 100 * success(masks, way, clipped=clipped), colour)
+                percents = 100 * success(masks, way, clipped=clipped)
+                banded(axes, masks[0].etas, percents, colour, linewidth=1.8, shade=0.18)
             axes.set(title=_TITLES[way], xlabel="η, of 0..255 pixels", ylim=(0, 102))
             axes.set_xticks([0, 5000, 10_000], ["0", "5 000", "10 000"])
             axes.margins(x=0.01)
             axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
         drawn[0].set_ylabel("taken for the target, %")
         return svg_of(figure, "eta", "Share of images taken for the target against the strength of their masks")
-
-
-def _banded(axes: Axes, etas: Sequence[float], values: Tensor, colour: str) -> None:
-    means = [mean_of_seeds(column) for column in values.T.tolist()]
-    low, high = np.array([mean.interval for mean in means]).clip(0, 100).T
-    axes.fill_between(etas, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(etas, [mean.value for mean in means], color=colour, linewidth=1.8)
 
 
 def histograms(report: Report) -> str:

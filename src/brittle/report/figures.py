@@ -18,8 +18,9 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
-from brittle.measures import NEGLIGIBLE
+from brittle.measures import NEGLIGIBLE, mean_of_seeds
 from brittle.report.contents import BOTH, Model, Report
 from brittle.report.lineage import Group, chains, groups, lines, swept
 from brittle.report.pictures import escaped, legible, titled
@@ -359,6 +360,23 @@ def panels(labels: Sequence[str], height: float, *, share_y: bool) -> tuple[Figu
 
 def _step(low: float) -> int:
     return next((step for step in (10, 20, 25, 50, 100, 200) if -low / step <= 9), 500)
+
+
+def banded(
+    axes: Axes,
+    at: Sequence[float],
+    percents: Tensor,
+    colour: str,
+    *,
+    linestyle: Any = "solid",
+    linewidth: float = 1.4,
+    shade: float = 0.16,
+) -> None:
+    """The mean over seeds of (S, P) in percent as a line, and its 95 % interval as a band of opacity `shade`."""
+    means = [mean_of_seeds(column) for column in percents.T.tolist()]
+    low, high = np.array([mean.interval for mean in means]).clip(0, 100).T
+    axes.fill_between(at, low, high, color=colour, alpha=shade, linewidth=0)
+    axes.plot(at, [mean.value for mean in means], color=colour, linestyle=linestyle, linewidth=linewidth)
 
 
 def power(exponent: int) -> str:

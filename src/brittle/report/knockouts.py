@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from brittle.measures import mean_of_seeds
 from brittle.report.contents import RANDOM, Model, Report, Units
-from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, svg_of
+from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import legible
 
 if TYPE_CHECKING:
@@ -66,18 +64,11 @@ def curves(report: Report) -> str:
             for axes, (scope, title) in zip(line, _PANELS.items(), strict=True):
                 for kind in seeds[0][1].kinds:
                     errors = over_classes([units for _, units in seeds], kind, scope)
-                    _banded(axes, seeds[0][1].gone, errors, kind)
+                    dashes = _DASHES.get(kind, "solid")
+                    banded(axes, seeds[0][1].gone, 100 * errors, COLOUR[kind], linestyle=dashes)
                 _finish(axes, title if place == 0 else "")
             line[0].set_ylabel(f"{legible(label, 18)}\nwrong, %" if len(rows) > 1 else "wrong, %")
         return svg_of(figure, "knockout", "Error against the number of units knocked out, by their order")
-
-
-def _banded(axes: Axes, at: Sequence[int], errors: Tensor, kind: str) -> None:
-    """The mean over seeds (S, P) and its interval, in percent."""
-    means = [mean_of_seeds(column) for column in (100 * errors).T.tolist()]
-    low, high = np.array([mean.interval for mean in means]).clip(0, 100).T
-    axes.fill_between(at, low, high, color=COLOUR[kind], alpha=0.16, linewidth=0)
-    axes.plot(at, [mean.value for mean in means], color=COLOUR[kind], linestyle=_DASHES.get(kind, "solid"), lw=1.4)
 
 
 def _finish(axes: Axes, title: str) -> None:

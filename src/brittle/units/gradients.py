@@ -66,7 +66,7 @@ def prediction_gradient(
             values, log = _one_class(model, rows, wanted[start : start + batch], layers, of, temperature)
             parts.append({name: SignedLog.of(value, _wide(log, value.ndim)) for name, value in values.items()})
         progress(start + len(rows), len(images))
-    return {name: _joined([part[name] for part in parts]) for name in layers}
+    return {name: SignedLog.cat([part[name] for part in parts]) for name in layers}
 
 
 def class_gradient(
@@ -109,7 +109,7 @@ def class_gradient(
         some = rows[start : start + batch]
         values, log = _one_class(model, images[some], labels[some], layers, of, temperature)
         if of_maps:
-            values = {name: _norm_of_maps(value) for name, value in values.items()}
+            values = {name: norm_of_maps(value) for name, value in values.items()}
         means.add(values, log, place[start : start + batch])
         progress(start + len(some), len(rows))
     return means.result()
@@ -314,13 +314,9 @@ def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     return (weights @ values.flatten(1)).view(values.shape[1:])
 
 
-def _norm_of_maps(values: Tensor) -> Tensor:
-    """(b, maps, ...) -> (b, maps)."""
+def norm_of_maps(values: Tensor) -> Tensor:
+    """(b, maps, ...) -> (b, maps), over positions; of dense units their magnitudes."""
     return values.abs() if values.ndim == 2 else torch.linalg.vector_norm(values, dim=tuple(range(2, values.ndim)))
-
-
-def _joined(parts: Sequence[SignedLog]) -> SignedLog:
-    return SignedLog(torch.cat([part.sign for part in parts]), torch.cat([part.log10 for part in parts]))
 
 
 def _wide(values: Tensor, ndim: int) -> Tensor:
