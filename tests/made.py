@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -227,3 +228,70 @@ def chain(
         for generation, name in enumerate(names)
         for temperature in temperatures
     ]
+
+
+def audit_share(count: int, total: int = 200) -> dict[str, Any]:
+    one = Share(count, total)
+    return {"count": count, "total": total, "value": one.value, "interval": list(one.interval)}
+
+
+def audit_check(name: str, passed: bool = True, **more: Any) -> dict[str, Any]:
+    wanted = {"quantity": 0.5, "threshold": 0.1, "source": "Somebody 2020", "needed": True, "next": ""}
+    return {"name": name, "passed": passed, "sentence": f"What {name} found.", **wanted, **more}
+
+
+def audit_record(kind: str = "masked", norm: str = "linf", **more: Any) -> dict[str, Any]:
+    """A record as `audit_cells.record_of` gives it."""
+    plane = torch.tensor([[[0.1 * (row + column) / 2 for column in range(6)] for row in range(6)]])
+    changed = plane.clone()
+    changed[0, 2, 3] += 0.25
+    step = {"mends": None, "tried": 200, "broken": 4, "left": 0.96, "seconds": 0.4}
+    made = {
+        "verdict": {
+            "kind": kind,
+            "causes": ["scale"] if kind == "masked" else [],
+            "sentences": ["At L-infinity 0.3 so many are left.", "scale: what scale found."],
+            "next": ["audit more rows"] if kind == "inconclusive" else [],
+        },
+        "norm": norm,
+        "eps": {"linf": 0.3, "l2": 1.5, "l0": 10}[norm],
+        "budget": "quick",
+        "seed": 0,
+        "door": {
+            "classes": 10,
+            "accuracy": audit_share(196),
+            "chance": 0.1,
+            "deterministic": True,
+            "margin": 41.2,
+            "remedies": ["The model came in training mode: call model.eval() before use."],
+        },
+        "common": audit_share(192),
+        "left": audit_share(0),
+        "reference": audit_share(1),
+        "steps": [
+            {"name": "PGD on cross entropy in float32", **step},
+            {"name": "PGD on logits brought to scale", **step, "mends": "scale", "broken": 192, "left": 0.0},
+        ],
+        "curves": [
+            {"name": "common attack", "eps": [0.1, 0.3, 1.0], "left": [0.97, 0.96, 0.9], "rows": 200},
+            {"name": "everything", "eps": [0.1, 0.3, 1.0], "left": [0.2, 0.0, 0.0], "rows": 200},
+        ],
+        "checks": [
+            audit_check("accuracy"),
+            audit_check("scale", False, next="report it"),
+            audit_check("8-bit images", False, needed=False),
+        ],
+        "gradients": None,
+        "pictures": [
+            {
+                "row": 3,
+                "label": 1,
+                "prediction": 2,
+                "size": 0.25,
+                "attack": "PGD",
+                "clean": plane,
+                "adversarial": changed,
+            }
+        ],
+    }
+    return {**made, **more}

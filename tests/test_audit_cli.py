@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 import brittle
 from brittle.auditing import audit
+from brittle.auditing.ledger import Ledger
 from brittle.cli import app
 from brittle.networks import build
+from brittle.store import Store
 
 MODULE = """
 import torch
@@ -130,14 +132,14 @@ def test_the_same_command_answers_from_the_store(run, folder):
     assert "audited in" not in again.stderr
     assert first.stdout == again.stdout
     assert "L-infinity: audited in" in run(*arguments, "--fresh", code=1).stderr
-    for file in (folder / "home" / "audits").iterdir():  # a damaged record is not believed
+    for file in (folder / "home" / "cells").glob("*/cell.json"):  # a damaged record is not believed
         file.write_bytes(file.read_bytes().replace(b'"quick"', b'"quack"'))
     assert "L-infinity: audited in" in run(*arguments, code=1).stderr
 
 
 def test_anything_that_decides_is_in_the_key(run, folder):
     def kept():
-        return {path.name for path in (folder / "home" / "audits").iterdir()}
+        return set(Store(folder / "home").keys())
 
     arguments = ["audit_mine:net", *PLAIN, "-q"]
     run(*arguments, code=1)
@@ -179,16 +181,63 @@ def test_exit_codes(run, found, monkeypatch, kinds, code):
     def decided(model, split, *, norm, **options):
         return replace(found, norm=norm, verdict=replace(found.verdict, kind=next(left)))
 
-    monkeypatch.setattr("brittle.auditing.audit", decided)
+    monkeypatch.setattr("brittle.audit_cells.audit", decided)
     monkeypatch.setattr("brittle.inspecting.NORMS", ("linf", "l2")[: len(kinds)])
     run("audit_mine:net", *PLAIN, "--norm", "all", "--fresh", code=code)
 
 
-def test_a_trained_cell_is_audited_by_its_key(run):
-    arguments = ["train", "--network", "brittle.networks.mlp", "--epochs", "2", "--batch-size", "32"]
+def trained(*more):
+    """The key of a small network that `brittle train` made."""
+    arguments = ["train", "--network", "brittle.networks.mlp", "--epochs", "2", "--batch-size", "32", *more]
     said = CliRunner().invoke(app, arguments).stderr
-    key = said.rpartition("brittle attack ")[2].split()[0]
-    assert "Not robust" in run(key, *QUICK, code=1).stdout
+    return said.rpartition("brittle attack ")[2].split()[0]
+
+
+def test_a_trained_cell_is_audited_by_its_key(run):
+    assert "Not robust" in run(trained(), *QUICK, code=1).stdout
+
+
+def test_a_cell_trained_hot_is_set_beside_its_plain_twin(run, folder):
+    hot = trained("--seed", "5", "--temperature", "5")
+    asked = [hot, *QUICK, "--json", "-o", folder / "twin"]
+
+    def reference(*more):
+        return json.loads(run(*asked, *more, code=1).stdout)["audits"][0]["reference"]
+
+    assert reference() is None  # there is no twin yet, and none is trained unasked
+    made = reference("--reference", "train")
+    twin = trained("--seed", "5")  # the same in all but the temperature: no work is left
+    assert made == reference("--reference", twin)
+    assert made == reference()  # it is in the store now
+
+
+@pytest.mark.parametrize("model", ["plain", "module"])
+def test_only_a_defended_cell_has_a_twin_to_train(run, model):
+    named = trained() if model == "plain" else "audit_mine:net"
+    said = one_line(run(named, *QUICK, "--reference", "train", code=2))
+    assert "--reference train goes with a cell that was trained at another temperature or from soft labels" in said
+
+
+def test_a_killed_audit_goes_on_inside_a_norm(run, monkeypatch):
+    once, seen, stop = Ledger.once, [], ["squares"]
+
+    def noted(self, name, work):
+        if name in stop:
+            raise KeyboardInterrupt
+        seen.append((name, name in self.done))
+        return once(self, name, work)
+
+    monkeypatch.setattr(Ledger, "once", noted)
+    arguments = ["audit_mine:net", *PLAIN, "--seed", 78]
+    run(*arguments, code=130)
+    first = [name for name, _ in seen]
+    assert first[0] == "PGD on cross entropy in float32"
+    seen.clear()
+    stop.clear()
+    resumed = run(*arguments, code=1).stdout
+    assert [name for name, done in seen if done] == first
+    assert ("squares", False) in seen
+    assert resumed == run(*arguments, "--fresh", code=1).stdout
 
 
 def test_progress_says_what_is_tried_and_how_much_is_left(run):
@@ -267,12 +316,12 @@ def test_ctrl_c_keeps_the_norms_that_are_finished(run, folder, monkeypatch):
             raise KeyboardInterrupt
         return audit(model, split, **options)
 
-    monkeypatch.setattr("brittle.auditing.audit", stopped)
+    monkeypatch.setattr("brittle.audit_cells.audit", stopped)
     arguments = ["audit_mine:net", *PLAIN, "--norm", "all", "--seed", 77]
-    before = len(list((folder / "home" / "audits").glob("*.json"))) if (folder / "home" / "audits").exists() else 0
+    before = len(Store(folder / "home").keys())
     done = run(*arguments, code=130)
     assert "the same command goes on from there" in done.stderr
-    assert len(list((folder / "home" / "audits").glob("*.json"))) == before + 1
+    assert len(Store(folder / "home").keys()) == before + 1
     assert "audited in" not in run(*arguments, code=130).stderr
 
 

@@ -19,7 +19,8 @@ from brittle.cli import app
 from brittle.networks import build, papernot_mnist
 from brittle.store import Store
 
-SMALL = ["--set", "training.epochs=1", "--set", "rows=12", "--set", "shard_rows=6"]
+LITTLE = ["--set", "audits.quick.rows=20"]
+SMALL = ["--set", "training.epochs=1", "--set", "rows=12", "--set", "shard_rows=6", *LITTLE]
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +58,13 @@ def test_a_study_prints_its_table_and_writes_its_page(brittle, finished):
     page = finished / "reports" / "quickstart" / "report.html"
     assert str(page) in done.stdout
     assert page.stat().st_size > 10_000
+    assert "audit of" in done.stdout
 
 
 def test_a_second_run_takes_all_from_the_store(brittle, finished):
     done = brittle("study", "run", "quickstart", *SMALL, "--store", finished)
-    assert "0 cells computed, 17" not in done.stderr  # twelve rows in two shards: more cells than models and attacks
-    assert "0 cells computed, 26 from the store" in done.stderr
+    assert "0 cells computed, 20" not in done.stderr  # twelve rows in two shards: more cells than models and attacks
+    assert "0 cells computed, 29 from the store" in done.stderr
 
 
 def test_json_is_json_and_nothing_else(brittle, finished):
@@ -73,12 +75,12 @@ def test_json_is_json_and_nothing_else(brittle, finished):
 
 def test_a_dry_run_does_nothing(brittle, tmp_path):
     done = brittle("study", "run", "quickstart", "--dry-run")
-    assert "17 cells, 0 in the store, 17 to do" in done.stdout
+    assert "20 cells, 0 in the store, 20 to do" in done.stdout
     assert not (tmp_path / "home").exists()
 
 
 def test_status_counts_what_is_there(brittle, finished):
-    assert "26 in the store, 0 to do" in brittle("study", "status", "quickstart", *SMALL, "--store", finished).stdout
+    assert "29 in the store, 0 to do" in brittle("study", "status", "quickstart", *SMALL, "--store", finished).stdout
 
 
 def test_a_trained_network_is_attacked_by_its_key(brittle):
@@ -265,9 +267,12 @@ def command(home: Path, *arguments: str) -> subprocess.Popen:
 
 
 def cells_of(home: Path) -> dict[str, dict]:
-    """What every cell holds: its scalars, and the sha256 of its files."""
+    """What every cell holds: its scalars, and the sha256 of its files; but for how long an audit's attacks took."""
     store = Store(home)
     found = {key: store.get(key) for key in store.keys()}  # noqa: SIM118
+    for cell in found.values():
+        for step in cell.scalars.get("audit", {}).get("steps", []) if cell else []:
+            del step["seconds"]
     return {key: {"scalars": cell.scalars, "files": cell.record["files"]} for key, cell in found.items() if cell}
 
 
@@ -286,7 +291,7 @@ def test_ctrl_c_keeps_what_is_finished_and_exits_with_130(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_five_random_moments_it_ends_with_the_same_numbers(tmp_path):
-    settings = ["--set", "training.epochs=4", "--set", "rows=20", "--set", "shard_rows=10"]
+    settings = ["--set", "training.epochs=4", "--set", "rows=20", "--set", "shard_rows=10", *LITTLE]
 
     def finish(home: Path, *more: str) -> float:
         started = time.monotonic()
@@ -310,7 +315,7 @@ def test_killed_at_five_random_moments_it_ends_with_the_same_numbers(tmp_path):
 
 @pytest.mark.slow
 def test_two_workers_share_the_cells_and_find_the_same(tmp_path):
-    settings = ["--set", "training.epochs=10", "--set", "rows=20", "--set", "shard_rows=10", "--threads", "1"]
+    settings = ["--set", "training.epochs=10", "--set", "rows=20", "--set", "shard_rows=10", *LITTLE, "--threads", "1"]
     shared, alone = (command(tmp_path / n, *settings, "--workers", w) for n, w in (("shared", "2"), ("alone", "1")))
     said = [running.communicate(timeout=300)[1] for running in (shared, alone)]
     assert (shared.returncode, alone.returncode) == (0, 0), said

@@ -35,6 +35,7 @@ FLOORS = [
     "auditing.views",
     "auditing.door",
     "auditing.gradients",
+    "auditing.ledger",
     "auditing.battery",
     "auditing.checks",
     "auditing.verdict",
@@ -52,6 +53,7 @@ FLOORS = [
     "unit_cells",
     "carrier_cells",
     "mask_cells",
+    "audit_cells",
     "cells",
     "study",
     "plan",
@@ -65,7 +67,7 @@ FLOORS = [
 ]
 MAY_ATTACKS = {"errors", "progress", "networks", "softmax", "attacks"}
 MAY_REPORT = {"errors", "store", "cells", "measures", "attacks", "softmax", "report"}
-MAY_REPORT |= {"units", "unit_cells", "carrier_cells", "mask_cells"}
+MAY_REPORT |= {"units", "unit_cells", "carrier_cells", "mask_cells", "audit_cells"}
 
 
 def modules() -> dict[str, Path]:

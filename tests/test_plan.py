@@ -149,6 +149,30 @@ def test_units_of_a_class_that_is_not_there_are_refused():
         expanded(units={"maps": {"layers": ["hidden"], "classes": ["square at 3"]}})
 
 
+def test_models_are_audited_for_every_seed_beside_the_reference_of_the_same_seed():
+    audits = {"quick": {"budget": "quick", "reference": "plain"}, "l2": {"norm": "l2", "models": ["student"]}}
+    plan = expanded(audits=audits, seeds=[0, 1])
+    made = {cell.title: cell for cell in plan.cells if cell.function == "audit"}
+    assert len(made) == 2 * (len(TABLES["models"]) + 1)
+    assert plan.cells[-1].function == "audit"
+    for seed in (0, 1):
+        beside = made[f"audit quick of student, seed {seed}"]
+        assert beside.parents["reference"].title == f"train plain, seed {seed}"
+        assert beside.params == {"norm": "linf", "eps": None, "rows": 1000, "budget": "quick", "seed": seed}
+        assert set(made[f"audit quick of plain, seed {seed}"].parents) == {"model"}  # it is its own
+        assert set(made[f"audit l2 of student, seed {seed}"].parents) == {"model"}
+    known = {cell.key: cell.title for cell in plan.cells}
+    for entry in plan.record["models"]:
+        titles = [f"audit {one['name']} of {entry['label']}, seed {entry['seed']}" for one in entry["audits"]]
+        assert [known[one["cell"]] for one in entry["audits"]] == titles
+
+
+def test_an_audit_s_reference_is_one_model_and_not_a_grid():
+    models = {"plain": {}, "grid": {"temperature": [1.0, 2.0]}}
+    with pytest.raises(InputError, match="audits quick are beside one model, grid is a grid of several"):
+        expanded(models=models, attacks={}, audits={"quick": {"reference": "grid", "models": ["plain"]}})
+
+
 def test_masks_are_tried_on_one_model_and_not_on_a_grid():
     models = {"plain": {}, "grid": {"epochs": [1, 2]}}
     with pytest.raises(InputError, match="masks linear are tried on one model, grid is a grid of several"):

@@ -34,6 +34,15 @@ def test_units_and_masks_are_of_models_that_are_there():
         changed(units={"maps": {"layers": []}})
 
 
+def test_audits_are_of_models_that_are_there_at_a_budget_that_is_known():
+    with pytest.raises(InputError, match="model of audits quick, 'plane': did you mean 'plain'"):
+        changed(audits={"quick": {"reference": "plane"}})
+    with pytest.raises(InputError, match=r"audits.quick.budget: unknown budget 'quik': did you mean 'quick'"):
+        changed(audits={"quick": {"budget": "quik"}})
+    with pytest.raises(InputError, match=r"audits.quick.eps: input should be greater than 0"):
+        changed(audits={"quick": {"eps": 0.0}})
+
+
 GROWING = """
 name = "growing"
 title = "In two sizes"

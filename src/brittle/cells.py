@@ -1,4 +1,4 @@
-"""What a cell does: select rows, train, label, measure, attack, look at units and masks.
+"""What a cell does: select rows, train, label, measure, attack, look at units and masks, audit.
 
 Plain functions of plain parameters and of parents.
 
@@ -30,6 +30,7 @@ from brittle import measures, naming
 from brittle.attacks.flips import flip_logits
 from brittle.attacks.result import AttackResult, logits_in_batches
 from brittle.attacks.targets import every_target
+from brittle.audit_cells import audited
 from brittle.carrier_cells import carriers
 from brittle.data import Data
 from brittle.distillation import soft_labels
@@ -53,6 +54,7 @@ VERSIONS = {
     "units": 2,
     "carriers": 1,
     "masks": 1,
+    "audit": 1,
 }
 ATTACKS = {"brittle.attacks.carlini_l2": 5}  # those whose version is not that of all
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
@@ -122,6 +124,7 @@ def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
         "units": _units,
         "carriers": _carriers,
         "masks": _masks,
+        "audit": _audit,
     }
     return functions[cell.function](cell, parents, context)
 
@@ -320,6 +323,14 @@ def _masks(cell: Cell, parents: Parents, context: Context) -> Outcome:
     model = load_model(parents["model"], context.device)
     other = load_model(parents["other"], context.device) if "other" in parents else None
     return Outcome(*masks(model, other, data, cell.params, context.device, context.progress))
+
+
+def _audit(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Whether the model is robust; see `audit_cells.audited`."""
+    data = context.data(cell.place, cell.digest)
+    model = load_model(parents["model"], context.device)
+    reference = load_model(parents["reference"], context.device) if "reference" in parents else None
+    return Outcome(*audited(model, reference, data, cell.params, context.folder(), context.progress))
 
 
 def _number(value: float) -> float | None:

@@ -289,7 +289,11 @@ def audit(
     rows: Annotated[int, typer.Option(help="Test images to attack.")] = 1000,
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
     reference: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="An undefended network of the same shape and training.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="An undefended network of the same shape and training; 'train' trains one, for a cell of the store.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     store: StoreDir = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from brittle import __version__, cells
-from brittle.cells import Cell, Context
+from brittle.cells import Cell, Context, Outcome
 from brittle.data import Data
 from brittle.errors import InputError
 from brittle.store import Store, Stored
@@ -145,22 +145,16 @@ def _turn(
         if damage := store.damage(cell.key):
             watch.say(f"{cell.title}: stored cell {cell.key[:8]} is damaged ({damage}); doing it again")
         watch.begin(cell, number, total)
-        _compute(cell, whole, store, data, device, watch)
+        context = Context(device, lambda: store.work(cell.key), data, watch.step)
+        keep(cell, store, device, lambda: cells.run(cell, whole, context))
         watch.end(cell, cached=False)
         return "done"
 
 
-def _compute(
-    cell: Cell,
-    parents: Mapping[str, Stored],
-    store: Store,
-    data: Callable[[str, str], Data],
-    device: torch.device,
-    watch: Watch,
-) -> None:
-    """Computes a cell whose lock is held, and stores it."""
+def keep(cell: Cell, store: Store, device: torch.device, work: Callable[[], Outcome]) -> Stored:
+    """Stores what `work` computes, on a device, of a cell whose lock is held."""
     started, clock = datetime.now(UTC), time.monotonic()
-    outcome = cells.run(cell, parents, Context(device, lambda: store.work(cell.key), data, watch.step))
+    outcome = work()
     record = {
         "title": cell.title,
         "function": cell.function,
@@ -173,7 +167,7 @@ def _compute(
         "provenance": provenance(device)
         | {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
     }
-    store.put(cell.key, record, outcome.tensors)
+    return store.put(cell.key, record, outcome.tensors)
 
 
 def recall(store: Store, key: str) -> Cell:

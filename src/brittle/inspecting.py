@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 import shlex
 import sys
-import time
-import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
@@ -26,13 +21,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from brittle.cells import Cell
     from brittle.data import Data
     from brittle.progress import Progress
-    from brittle.store import Store
+    from brittle.store import Store, Stored
 
-NORMS = ("linf", "l2", "l0")
+Norm = Literal["linf", "l2", "l0"]
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l0")
 WORDS = {"linf": "L-infinity", "l2": "L2", "l0": "L0"}
-VERSION = 1  # raise it when a change to the audit, or to what it calls, changes what it finds
+TRAIN = "train"  # in place of a reference: make one
 ROBUST, BROKEN, INCONCLUSIVE = 0, 1, 3  # exit codes
 
 
@@ -45,7 +42,8 @@ class Question:
         data: see `brittle.data.load`.
         norm: 'linf', 'l2', 'l0' or 'all'.
         eps, rows, budget, seed: see `brittle.audit`.
-        reference: an undefended network, as `model` names one; `network`, `mean` and `std` hold for it too.
+        reference: an undefended network, as `model` names one; `network`, `mean` and `std` hold for it too. 'train'
+            trains one, where `model` is a cell; when not given, that is taken if it is in the store.
     """
 
     model: str
@@ -61,17 +59,18 @@ class Question:
     reference: str | None = None
     seed: int = 0
 
-    def norms(self) -> tuple[str, ...]:
+    def norms(self) -> tuple[Norm, ...]:
         """Those to audit, in their order.
 
         Raises:
             InputError: if the norm is unknown, or an eps is given for all.
         """
-        if self.norm not in (*NORMS, "all"):
+        wanted: list[Norm] = [norm for norm in NORMS if self.norm in ("all", norm)]
+        if not wanted:
             raise unknown("norm", self.norm, (*NORMS, "all"))
         if self.norm == "all" and self.eps is not None:
             raise InputError(f"--eps goes with one norm, as each has its own unit; got {self.eps:g} for all")
-        return NORMS if self.norm == "all" else (self.norm,)
+        return tuple(wanted)
 
     def command(self) -> str:
         """The command line that asks the same."""
@@ -86,11 +85,12 @@ class Question:
 def run_audit(asked: Question, how: Request) -> int:
     """Audits a model, prints what came of it and writes its page: the exit code, 0, 1 or 3.
 
-    A norm that was audited before is taken from the store.
+    A norm that was audited before is taken from the store; one that was begun goes on from where it was.
 
     Raises:
         InputError: if the model, the data or an option is not as expected.
     """
+    from brittle.audit_cells import record_of
     from brittle.report import audit as report
 
     store = how.open_store()
@@ -99,10 +99,13 @@ def run_audit(asked: Question, how: Request) -> int:
     with Bars(quiet=how.quiet or how.as_json, verbose=how.verbose) as bars:
         device = how.torch_device()
         data = _data(asked, how, bars)
+        twin = _trained_twin(asked, data, device, store, bars) if asked.reference in (None, TRAIN) else None
+        if twin is not None:
+            asked = replace(asked, reference=twin.key)
         model, reference = _models(asked, data, device, store)
-        keys = {norm: _key(asked, norm, model, reference, data, device) for norm in asked_norms}
-        found = [_audited(asked, norm, keys[norm], model, reference, data, how, bars) for norm in asked_norms]
-    audits, about = [one["audit"] for one in found], _about(asked, found, model, data, device)
+        cells = [_cell(asked, norm, model, reference, data, device) for norm in asked_norms]
+        found = [_audited(cell, model, reference, data, device, how, bars) for cell in cells]
+    audits, about = [record_of(one) for one in found], _about(asked, found, model, data)
     kind = report.worst(audits)["verdict"]["kind"]
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(asked.model).name)
     page = report.write_audit(audits, about, how.output or store.root / "reports" / f"audit-{name}")
@@ -137,52 +140,53 @@ def _models(asked: Question, data: Data, device: torch.device, store: Store) -> 
 # One norm -----------------------------------------------------------------------------------------------------------
 
 
-def _key(
-    asked: Question, norm: str, model: nn.Module, reference: nn.Module | None, data: Data, device: torch.device
-) -> str:
-    """32 hexadecimal characters, made of all that decides what an audit finds."""
-    from brittle import __version__, cells, opening
+def _cell(
+    asked: Question, norm: Norm, model: nn.Module, reference: nn.Module | None, data: Data, device: torch.device
+) -> Cell:
+    """The cell of one norm: its key is made of all that decides what an audit finds."""
+    from brittle import opening
+    from brittle.cells import Cell
 
-    made_from = {
-        "versions": [__version__, VERSION, cells.VERSIONS["attack"], cells.ATTACKS],
+    params = {
         "model": opening.digest(model, asked.model),
         "reference": None if reference is None else opening.digest(reference, asked.reference or ""),
-        "data": data.digest,
-        "options": [norm, asked.eps, asked.rows, asked.budget, asked.seed],
-        "device": device.type,
+        "norm": norm,
+        **{name: getattr(asked, name) for name in ("eps", "rows", "budget", "seed")},
     }
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+    title = f"audit of {asked.model} on {data.name}, {WORDS[norm]}"
+    return Cell(title, "audit", params, digest=data.digest, environment={"device": device.type})
 
 
 def _audited(
-    asked: Question,
-    norm: str,
-    key: str,
+    cell: Cell,
     model: nn.Module,
     reference: nn.Module | None,
     data: Data,
+    device: torch.device,
     how: Request,
     bars: Bars,
-) -> dict[str, Any]:
-    """The record of one norm, from the store where it is there."""
-    from brittle.auditing import audit
+) -> Stored:
+    """One norm: from the store where it is there, else from where an audit that was killed had come."""
+    from brittle import engine
+    from brittle.audit_cells import audited
+    from brittle.cells import Outcome
 
-    path = how.open_store().root / "audits" / f"{key}.json"
-    kept = None if how.fresh else _read(path)
-    if kept is not None:
-        return kept
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    options: dict[str, Any] = {"eps": asked.eps, "rows": asked.rows, "budget": asked.budget, "seed": asked.seed}
-    told = _told(bars.work(f"audit, {WORDS[norm]}"), how)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch, on copying an exported graph
-        made = audit(model, data.test, norm=norm, reference=reference, progress=told, **options)
-    seconds = round(time.monotonic() - clock, 1)
-    record = {"audit": made.record(), "started": started, "seconds": seconds}
-    _write(path, record)
+    store = how.open_store()
+    if how.fresh:
+        engine.forget([cell], store)
+    if stored := store.get(cell.key):
+        return stored
+    words = WORDS[cell.params["norm"]]
+    told = _told(bars.work(f"audit, {words}"), how)
+    with store.lock(cell.key):
+        folder = store.work(cell.key)
+        made = store.get(cell.key) or engine.keep(
+            cell, store, device, lambda: Outcome(*audited(model, reference, data, cell.params, folder, told))
+        )
     if not (how.quiet or how.as_json):
-        err.print(f"[dim]{WORDS[norm]}: audited in {seconds:.1f} s[/]", highlight=False)
-    return record
+        seconds = made.record["provenance"]["seconds"]
+        err.print(f"[dim]{words}: audited in {seconds:.1f} s[/]", highlight=False)
+    return made
 
 
 def _told(step: Progress, how: Request) -> Progress:
@@ -197,46 +201,60 @@ def _told(step: Progress, how: Request) -> Progress:
     return tell
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """What was written before; None if there is nothing, or it is damaged."""
-    from brittle import disk
+# An undefended network ----------------------------------------------------------------------------------------------
+
+
+def _plain_twin(asked: Question, store: Store) -> Cell | None:
+    """Of a cell that was trained at another temperature, or from soft labels: the same, trained plainly; else None.
+
+    The same network, settings and first weights, at T = 1 on the labels of the data.
+    """
+    from brittle import engine
+    from brittle.opening import KEY
+
+    if not re.fullmatch(KEY, asked.model) or asked.mean or asked.std:
+        return None
+    cell = engine.recall(store, store.find(asked.model))
+    first = cell
+    while "labels" in first.parents:
+        first = first.parents["labels"].parents["teacher"]
+    if cell.function != "train" or (cell.params["temperature"] == 1 and first is cell):
+        return None
+    params = {**cell.params, "temperature": 1.0, "seed": first.params["seed"]}
+    return replace(cell, title=f"train the plain twin of {cell.key[:8]}", params=params, parents={}, place=asked.data)
+
+
+def _trained_twin(asked: Question, data: Data, device: torch.device, store: Store, bars: Bars) -> Cell | None:
+    """The plain twin, where it is in the store; with `--reference train` it is brought there."""
+    from brittle import engine
 
     try:
-        text = path.read_bytes()
-        record = json.loads(text)
-        del record["seal"]
-        return record if text == disk.sealed(record) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record with its seal, whole or not at all."""
-    from brittle import disk
-
-    disk.check_json(record, "audit")
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    with disk.writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            disk.write(temporary, disk.sealed(record))
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-        disk.sync_folder(path.parent)
+        twin = _plain_twin(asked, store)
+    except InputError:  # of a cell that is not there, `open_model` says so
+        twin = None
+    if asked.reference == TRAIN:
+        if twin is None:
+            raise InputError(
+                f"--reference {TRAIN} goes with a cell that was trained at another temperature or from soft labels, "
+                f"without --mean and --std; got {asked.model!r}"
+            )
+        if twin.digest != data.digest:
+            raise InputError(
+                f"--reference {TRAIN} needs the data that cell {asked.model} learned from, got {data.name}"
+            )
+        engine.run([twin], store, load=lambda _: data, device=device, watch=bars)
+    return twin if twin and store.get(twin.key) else None
 
 
 # What was done ------------------------------------------------------------------------------------------------------
 
 
-def _about(
-    asked: Question, found: Sequence[dict[str, Any]], model: nn.Module, data: Data, device: torch.device
-) -> dict[str, Any]:
+def _about(asked: Question, found: Sequence[Stored], model: nn.Module, data: Data) -> dict[str, Any]:
     """What was audited and how, for the page and the JSON."""
-    from brittle import engine, opening
+    from brittle import opening
 
-    made = engine.provenance(device)
+    made = found[0].record["provenance"]
+    seconds = sum(one.record["provenance"]["seconds"] for one in found)
     rows = min(asked.rows, len(data.test))
     facts = [
         ("model", asked.model),
@@ -245,7 +263,7 @@ def _about(
         ("digest of the data", data.digest),
         ("budget", f"{asked.budget}, seed {asked.seed}"),
         ("reference", asked.reference or "none; an undefended network is given with --reference MODEL"),
-        ("computing time", f"{sum(one['seconds'] for one in found):.0f} s, begun {found[0]['started']}"),
+        ("computing time", f"{seconds:.0f} s, begun {made['started']}"),
         ("brittle, torch, python", f"{made['brittle']}, {made['torch']}, {made['python']}"),
         ("machine", f"{made['processor']}, {made['device']}, {made['threads']} thread{'s' * (made['threads'] > 1)}"),
     ]

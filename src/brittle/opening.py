@@ -30,6 +30,7 @@ from brittle.networks import build
 from brittle.store import Store
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+KEY = r"[0-9a-fA-F]{1,32}"  # the key of a cell, or its beginning
 WEIGHTS = (".safetensors", *PICKLES)
 KINDS = "package.module:callable, a .pt2 archive, the key of a trained cell, or a .safetensors file with --network"
 CONVERT = "safetensors.torch.save_file(torch.load(FILE, weights_only=False).state_dict(), 'model.safetensors')"
@@ -181,7 +182,7 @@ def _of_weights(path: Path, network: str | None, data: Data) -> nn.Module:
 
 
 def _of_cell(text: str, store: Store, device: torch.device) -> nn.Module:
-    if not re.fullmatch(r"[0-9a-fA-F]{1,32}", text):
+    if not re.fullmatch(KEY, text):
         raise InputError(f"model {text!r} is not known: expected {KINDS}")
     key = store.find(text)
     stored = store.get(key)

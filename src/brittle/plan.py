@@ -64,8 +64,9 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
             for variant in variants[name]:
                 entry, follow = _follow(study, name, variant, seed, select, data, environment)
                 masks = dict(_masks(study, name, variant, seed, variants, data, environment))
-                models.append(entry | {"masks": [{"name": one, "cell": cell.key} for one, cell in masks.items()]})
-                cells += [*follow, *masks.values()]
+                audits = dict(_audits(study, name, variant, seed, variants, data, environment))
+                models.append(entry | {"masks": _listed(masks), "audits": _listed(audits)})
+                cells += [*follow, *masks.values(), *audits.values()]
     record = {
         "name": study.name,
         "title": study.title,
@@ -90,6 +91,7 @@ _STAGES = {
     "units": 3,
     "carriers": 3,
     "masks": 3,
+    "audit": 4,
 }
 
 
@@ -125,11 +127,16 @@ def _follow(
         "train": variant.cell.key,
         "measure": measure.key,
         "attacks": [attack | {"cells": [shard.key for shard in shards]} for attack, shards in attacks],
-        "units": [{"name": table, "cell": cell.key} for table, cell in units.items()],
-        "carriers": [{"name": table, "cell": cell.key} for table, cell in carriers.items()],
+        "units": _listed(units),
+        "carriers": _listed(carriers),
     }
     shards = (shard for _, shards in attacks for shard in shards)
     return entry, [measure, *shards, *units.values(), *carriers.values()]
+
+
+def _listed(tables: Mapping[str, Cell]) -> list[dict[str, str]]:
+    """What a report must know of cells by the name of their table."""
+    return [{"name": table, "cell": cell.key} for table, cell in tables.items()]
 
 
 def _teachers_first(study: Study) -> list[str]:
@@ -297,12 +304,38 @@ def _masks(
             continue
         parents = {"model": variant.cell}
         if masks.other:
-            if len(variants[masks.other]) > 1:
-                raise InputError(f"masks {table} are tried on one model, {masks.other} is a grid of several")
-            parents["other"] = variants[masks.other][0].cell
+            parents["other"] = _only(f"masks {table} are tried on", masks.other, variants)
         params = masks.model_dump(exclude={"models", "other"}) | {"seed": seed}
         title = f"masks {table} of {_label(name, variant.axes)}, seed {seed}"
         yield table, Cell(title, "masks", params, parents, data.digest, study.data, environment)
+
+
+def _only(what: str, name: str, variants: Mapping[str, Sequence[_Variant]]) -> Cell:
+    """The one cell of a model that is no grid."""
+    if len(variants[name]) > 1:
+        raise InputError(f"{what} one model, {name} is a grid of several")
+    return variants[name][0].cell
+
+
+def _audits(
+    study: Study,
+    name: str,
+    variant: _Variant,
+    seed: int,
+    variants: Mapping[str, Sequence[_Variant]],
+    data: Data,
+    environment: Mapping[str, str],
+) -> Iterator[tuple[str, Cell]]:
+    """The cell of each table of audits that is for this model; the reference, if not itself, is one and no grid."""
+    for table, audits in study.audits.items():
+        if name not in (audits.models or [name]):
+            continue
+        parents = {"model": variant.cell}
+        if audits.reference and audits.reference != name:
+            parents["reference"] = _only(f"audits {table} are beside", audits.reference, variants)
+        params = audits.model_dump(exclude={"models", "reference"}) | {"seed": seed}
+        title = f"audit {table} of {_label(name, variant.axes)}, seed {seed}"
+        yield table, Cell(title, "audit", params, parents, data.digest, study.data, environment)
 
 
 def _classes(names: Sequence[str] | None, data: Data) -> list[int]:

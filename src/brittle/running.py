@@ -141,7 +141,7 @@ def _lend(how: Request, study: Study, cells: Sequence[Cell]) -> None:
 
 def report_study(store: Store, name: str, how: Request) -> None:
     """Prints a stored study's table and writes its page."""
-    from brittle.report import claims_table, gather, table, write
+    from brittle.report import audit_table, claims_table, gather, table, write
 
     found = gather(store, name)
     page = write(found, how.output or store.root / "reports" / name)
@@ -152,6 +152,9 @@ def report_study(store: Store, name: str, how: Request) -> None:
     if said := claims_table(found):
         out.print()
         out.print(said)
+    if audits := audit_table(found):
+        out.print()
+        out.print(audits)
     out.print(f"\nThe whole page: {page}", highlight=False, soft_wrap=True)
 
 

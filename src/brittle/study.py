@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from brittle import naming
+from brittle.auditing.battery import BUDGETS
 from brittle.errors import InputError, unknown
 from brittle.softmax import check_arithmetic
 from brittle.training import check_decay_on, check_setting
@@ -130,6 +131,24 @@ class Carriers(_Table):
     models: list[str] | None = None  # by name, only these
 
 
+class Audits(_Table):
+    """An audit of the models; see `brittle.audit`."""
+
+    norm: Literal["linf", "l2", "l0"] = "linf"
+    eps: float | None = Field(default=None, gt=0)  # the usual one when not given
+    rows: int = Field(default=1000, ge=1)  # of the test split, at most
+    budget: str = "standard"
+    reference: str | None = None  # the model, by name, that is undefended, of the same seed
+    models: list[str] | None = None  # by name, only these
+
+    @field_validator("budget", mode="after")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in BUDGETS:
+            raise unknown("budget", value, BUDGETS)
+        return value
+
+
 class Study(_Table):
     """A whole study file."""
 
@@ -148,6 +167,7 @@ class Study(_Table):
     units: dict[str, Units] = Field(default_factory=dict)
     carriers: dict[str, Carriers] = Field(default_factory=dict)
     masks: dict[str, Masks] = Field(default_factory=dict)
+    audits: dict[str, Audits] = Field(default_factory=dict)
 
     @field_validator("rows", mode="after")
     @classmethod
@@ -252,13 +272,19 @@ def check(tables: Mapping[str, Any], where: str) -> Study:
     for label, carriers in study.carriers.items():
         _check_models(f"carriers {label}", carriers.models, study)
     for label, masks in study.masks.items():
-        _check_models(f"masks {label}", [*masks.models, *([masks.other] if masks.other else [])], study)
+        _check_models(f"masks {label}", [*masks.models, *_named(masks.other)], study)
+    for label, audits in study.audits.items():
+        _check_models(f"audits {label}", [*(audits.models or []), *_named(audits.reference)], study)
     for label, model in study.models.items():
         if model.teacher is not None and model.teacher not in study.models:
             raise unknown(f"teacher of model {label},", model.teacher, study.models)
         for network in listed(chosen(study, model)["network"]):
             naming.check_options("network", network, naming.network(network), chosen(study, model)["network_options"])
     return study
+
+
+def _named(model: str | None) -> list[str]:
+    return [model] if model else []
 
 
 def _check_models(what: str, names: Sequence[str] | None, study: Study) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from problems import blobs, condition, convnet, pictures, predicted
+from problems import Counting, blobs, condition, convnet, pictures, predicted
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -257,22 +259,77 @@ def small() -> Audit:
     return audit(convnet(gain=3), split_of(convnet(gain=3)), eps=0.1, budget="quick")
 
 
-def test_an_audit_is_json_and_the_same_each_time(small: Audit):
-    def without_times(one: Audit) -> dict[str, Any]:
-        record = json.loads(json.dumps(one.record(), allow_nan=False))
-        for step in record["steps"]:
-            del step["seconds"]
-        return record
+def without_times(one: Audit) -> dict[str, Any]:
+    record = json.loads(json.dumps(one.record(), allow_nan=False))
+    for step in record["steps"]:
+        del step["seconds"]
+    return record
 
+
+def test_an_audit_is_json_and_the_same_each_time(small: Audit):
     record = without_times(small)
     again = audit(convnet(gain=3), split_of(convnet(gain=3)), eps=0.1, budget="quick")
     assert record == without_times(again)
     assert record["left"]["value"] == small.left.value
-    assert len(record["pictures"][0]["clean"][0]) == 6
+    assert "clean" not in record["pictures"][0]
+    assert small.images()["adversarial"].shape == (len(record["pictures"]), 1, 6, 6)
     assert small.left.count <= small.common.count
     curve = small.curves[1]
     assert curve.left == tuple(sorted(curve.left, reverse=True))
     assert curve.left[curve.eps.index(0.1)] == small.left.value
+
+
+class Noisy(nn.Module):
+    """Answers differently each time, so that an audit's random numbers tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = convnet(gain=3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images + 0.02 * torch.randn_like(images))
+
+
+@pytest.mark.parametrize("make", [lambda: convnet(gain=3).eval(), lambda: Noisy().eval()])
+def test_an_audit_that_is_killed_goes_on_to_the_same_end(make: Callable[[], nn.Module], tmp_path: Path):
+    options: dict[str, Any] = {"eps": 0.1, "budget": "quick", "reference": convnet(seed=5, gain=3).eval()}
+    split, file = split_of(convnet(gain=3), 12), tmp_path / "audit.safetensors"
+    told: list[str] = []
+    whole = audit(make(), split, progress=lambda done, total, note="": told.append(note), **options)
+    assert len(told) > 20
+    for stop in (1, 4, 9, len(told) // 2, len(told) - 2):  # each goes on where the one before was stopped
+        seen: list[str] = []
+
+        def stopped(done: int, total: int, note: str = "", seen: list[str] = seen, stop: int = stop) -> None:
+            seen.append(note)
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            audit(make(), split, checkpoint=file, progress=stopped, **options)
+    with safe_open(file, "pt") as kept:
+        done = json.loads(kept.metadata()["done"])
+    assert len(done) == len(told) - 3  # all but the two last of what is told, and the verdict
+    assert without_times(audit(make(), split, checkpoint=file, **options)) == without_times(whole)
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path):
+    split, file = split_of(convnet(gain=3), 12), tmp_path / "audit.safetensors"
+    spent = []
+    for _ in range(2):
+        model = Counting(convnet(gain=3)).eval()
+        audit(model, split, eps=0.1, budget="quick", checkpoint=file)
+        spent.append(sum(model.sizes))
+    assert spent[1] < spent[0] / 4  # what is left is the door, and a look at the gradients
+
+
+def test_what_another_audit_had_done_is_not_taken(tmp_path: Path):
+    split, file = split_of(convnet(gain=3), 12), tmp_path / "audit.safetensors"
+    audit(convnet(gain=3), split, eps=0.1, budget="quick", checkpoint=file)
+    fresh = without_times(audit(convnet(gain=3), split, eps=0.05, budget="quick"))
+    assert without_times(audit(convnet(gain=3), split, eps=0.05, budget="quick", checkpoint=file)) == fresh
+    file.write_bytes(file.read_bytes()[:100])
+    assert without_times(audit(convnet(gain=3), split, eps=0.05, budget="quick", checkpoint=file)) == fresh
 
 
 def test_an_audit_leaves_the_model_the_split_and_the_random_numbers_as_they_were():

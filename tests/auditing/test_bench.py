@@ -7,6 +7,7 @@ import torch
 from auditing.cases import CASES, EPS, SMALL, Case, certified, chain, data, hardened, reference, undefended
 
 from brittle.auditing import audit
+from brittle.auditing.ledger import Norm
 
 ROWS = 100
 
@@ -53,7 +54,7 @@ def test_no_more_is_left_than_autoattack_leaves(name: str, eps: float):
 
 
 @pytest.mark.parametrize("norm", ["l2", "l0"])
-def test_other_norms_tell_a_tempered_network_from_an_undefended_one(norm: str):
+def test_other_norms_tell_a_tempered_network_from_an_undefended_one(norm: Norm):
     for make, kind in ((undefended, "broken"), (lambda: chain()[0], "masked")):
         # 80 pixels: with 40, float32 alone hides a quarter of the rows of even an undefended network of the digits
         found = audit(make(), data().test, norm=norm, eps=3 if norm == "l2" else 80, rows=50, budget="quick")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import shutil
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import audit_check, audit_record, audit_share
 from seen import HOSTILE, Outline
 
 from brittle.errors import InputError
-from brittle.measures import Share
 from brittle.report import audit as report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -22,73 +21,6 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 def words(outline: Outline) -> str:
     """The page's text; spaces that do not break stay."""
     return re.sub(r"[ \n]+", " ", " ".join(outline.text))
-
-
-def share(count: int, total: int = 200) -> dict[str, Any]:
-    one = Share(count, total)
-    return {"count": count, "total": total, "value": one.value, "interval": list(one.interval)}
-
-
-def check(name: str, passed: bool = True, **more: Any) -> dict[str, Any]:
-    wanted = {"quantity": 0.5, "threshold": 0.1, "source": "Somebody 2020", "needed": True, "next": ""}
-    return {"name": name, "passed": passed, "sentence": f"What {name} found.", **wanted, **more}
-
-
-def record(kind: str = "masked", norm: str = "linf", **more: Any) -> dict[str, Any]:
-    """A record as `Audit.record()` gives it."""
-    plane = [[[0.1 * (row + column) / 2 for column in range(6)] for row in range(6)]]
-    changed = copy.deepcopy(plane)
-    changed[0][2][3] += 0.25
-    step = {"mends": None, "tried": 200, "broken": 4, "left": 0.96, "seconds": 0.4}
-    made = {
-        "verdict": {
-            "kind": kind,
-            "causes": ["scale"] if kind == "masked" else [],
-            "sentences": ["At L-infinity 0.3 so many are left.", "scale: what scale found."],
-            "next": ["audit more rows"] if kind == "inconclusive" else [],
-        },
-        "norm": norm,
-        "eps": {"linf": 0.3, "l2": 1.5, "l0": 10}[norm],
-        "budget": "quick",
-        "seed": 0,
-        "door": {
-            "classes": 10,
-            "accuracy": share(196),
-            "chance": 0.1,
-            "deterministic": True,
-            "margin": 41.2,
-            "remedies": ["The model came in training mode: call model.eval() before use."],
-        },
-        "common": share(192),
-        "left": share(0),
-        "reference": share(1),
-        "steps": [
-            {"name": "PGD on cross entropy in float32", **step},
-            {"name": "PGD on logits brought to scale", **step, "mends": "scale", "broken": 192, "left": 0.0},
-        ],
-        "curves": [
-            {"name": "common attack", "eps": [0.1, 0.3, 1.0], "left": [0.97, 0.96, 0.9], "rows": 200},
-            {"name": "everything", "eps": [0.1, 0.3, 1.0], "left": [0.2, 0.0, 0.0], "rows": 200},
-        ],
-        "checks": [
-            check("accuracy"),
-            check("scale", False, next="report it"),
-            check("8-bit images", False, needed=False),
-        ],
-        "gradients": None,
-        "pictures": [
-            {
-                "row": 3,
-                "label": 1,
-                "prediction": 2,
-                "size": 0.25,
-                "attack": "PGD",
-                "clean": plane,
-                "adversarial": changed,
-            }
-        ],
-    }
-    return {**made, **more}
 
 
 ABOUT = {
@@ -103,11 +35,11 @@ ABOUT = {
 
 
 def text(*audits: dict[str, Any]) -> str:
-    return words(Outline(report.html(audits or (record(),), ABOUT)))
+    return words(Outline(report.html(audits or (audit_record(),), ABOUT)))
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else():
-    page = report.html([record(), record("broken", "l2"), record("robust", "l0")], ABOUT)
+    page = report.html([audit_record(), audit_record("broken", "l2"), audit_record("robust", "l0")], ABOUT)
     outline = Outline(page)
     assert outline.all("html")[0]["lang"] == "en"
     assert {"header", "main", "figure", "table", "title", "h1"} <= {tag for tag, _ in outline.seen}
@@ -137,14 +69,14 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
     ],
 )
 def test_the_verdict_stands_on_top_in_plain_words(kind, said):
-    left = share(0 if kind in ("masked", "broken") else 140)
-    page = report.html([record(kind, left=left)], ABOUT)
+    left = audit_share(0 if kind in ("masked", "broken") else 140)
+    page = report.html([audit_record(kind, left=left)], ABOUT)
     assert page.index("<h1>") < page.index("<table")
     heading = re.search(r"<h1>(.*?)</h1>", page)
     assert heading is not None
     assert heading[1].startswith(said)
-    assert (report.CAUSES["scale"].split(":")[0] in text(record(kind))) == (kind == "masked")
-    assert ("Next: audit more rows." in text(record(kind))) == (kind == "inconclusive")
+    assert (report.CAUSES["scale"].split(":")[0] in text(audit_record(kind))) == (kind == "masked")
+    assert ("Next: audit more rows." in text(audit_record(kind))) == (kind == "inconclusive")
 
 
 def test_the_three_numbers_have_their_intervals():
@@ -152,7 +84,7 @@ def test_the_three_numbers_have_their_intervals():
     assert "A common attack reports 96\xa0% 92.3 – 98.0\xa0%" in said
     assert "Left under everything 0\xa0% 0.0 – 1.9\xa0%" in said
     assert "An undefended network has left 0.5\xa0% 0.1 – 2.8\xa0%" in said
-    assert "not measured Give an undefended network" in text(record(reference=None))
+    assert "not measured Give an undefended network" in text(audit_record(reference=None))
 
 
 def test_attacks_stand_in_their_order_with_what_each_added():
@@ -169,20 +101,20 @@ def test_checks_have_quantity_threshold_source_and_sentence_and_the_failed_come_
     assert said.index("Scale.") < said.index("8-bit images.") < said.index("Accuracy.")
     assert "– failed 8-bit images." in said
     assert "the verdict does not rest on it" in said
-    assert "found – held" in text(record(checks=[check("binarization", False, quantity=None)]))
+    assert "found – held" in text(audit_record(checks=[audit_check("binarization", False, quantity=None)]))
 
 
 def test_a_picture_says_what_it_was_and_what_it_became():
-    page = report.html([record()], ABOUT)
+    page = report.html([audit_record()], ABOUT)
     assert page.count("data:image/png;base64,") == 3
     assert "<b>&lt;b&gt;one&lt;/b&gt; → two</b>, L∞ 0.25" in page
     assert "change × 4" in page
-    beyond = record(pictures=[{**record()["pictures"][0], "prediction": 812}])
+    beyond = audit_record(pictures=[{**audit_record()["pictures"][0], "prediction": 812}])
     assert "→ class 812" in text(beyond)
 
 
 def test_hostile_names_are_text():
-    page = report.html([record()], ABOUT)
+    page = report.html([audit_record()], ABOUT)
     assert HOSTILE not in page
     assert "<b>one</b>" not in page
 
@@ -190,14 +122,14 @@ def test_hostile_names_are_text():
 def test_of_several_norms_the_worst_is_on_top():
     kinds = ["robust", "inconclusive", "broken", "masked"]
     for place in range(1, 5):
-        assert report.worst([record(kind) for kind in kinds[:place]])["verdict"]["kind"] == kinds[place - 1]
-    said = text(record("robust"), record("broken", "l2"))
+        assert report.worst([audit_record(kind) for kind in kinds[:place]])["verdict"]["kind"] == kinds[place - 1]
+    said = text(audit_record("robust"), audit_record("broken", "l2"))
     assert said.index("Not robust:") < said.index("Robust, as far")
     assert "The evidence in L2" in said
 
 
 def test_it_is_written_whole_with_its_numbers_beside_it(tmp_path: Path):
-    page = report.write_audit([record()], ABOUT, tmp_path / "new" / "folder")
+    page = report.write_audit([audit_record()], ABOUT, tmp_path / "new" / "folder")
     assert page.name == "audit.html"
     found = json.loads((page.parent / "audit.json").read_text(encoding="utf-8"))
     assert found["verdict"] == "masked"
@@ -205,11 +137,11 @@ def test_it_is_written_whole_with_its_numbers_beside_it(tmp_path: Path):
     assert found["audits"][0]["pictures"] == [{"row": 3, "label": 1, "prediction": 2, "size": 0.25, "attack": "PGD"}]
     assert sorted(path.name for path in page.parent.iterdir()) == ["audit.html", "audit.json"]
     with pytest.raises(InputError, match="the report cannot be written to"):
-        report.write_audit([record()], ABOUT, page)
+        report.write_audit([audit_record()], ABOUT, page)
 
 
 def test_a_terminal_gets_the_verdict_the_numbers_and_the_failed_checks():
-    said = report.terminal([record()], ABOUT)
+    said = report.terminal([audit_record()], ABOUT)
     lines = said.splitlines()
     assert lines[0].startswith("[bold red]It only looks robust")
     order = ["A common attack reports", "Left under everything", "An undefended network has left", "failed", "note:"]
@@ -222,7 +154,7 @@ def test_a_terminal_gets_the_verdict_the_numbers_and_the_failed_checks():
 @pytest.mark.parametrize("width", [360, 1100])
 def test_only_tables_and_figures_scroll_sideways(tmp_path: Path, width: int):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    file = report.write_audit([record(), record("robust", "l2", reference=None)], ABOUT, tmp_path)
+    file = report.write_audit([audit_record(), audit_record("robust", "l2", reference=None)], ABOUT, tmp_path)
     with playwright.sync_playwright() as started:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         browser = started.chromium.launch(executable_path=BROWSER, args=flags)

@@ -6,16 +6,19 @@ import itertools
 import math
 import warnings
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from brittle.auditing import checks
-from brittle.auditing.battery import BUDGETS, Battery, Ledger, Step, median_lead
+from brittle.auditing.battery import BUDGETS, Battery, Step, median_lead
 from brittle.auditing.checks import Check
 from brittle.auditing.door import Door, look_in
 from brittle.auditing.gradients import Gradients
+from brittle.auditing.ledger import Ledger, Norm
 from brittle.auditing.verdict import CAUSES, Verdict, decide
 from brittle.auditing.views import Scaled
 from brittle.data import Split
@@ -26,7 +29,7 @@ from brittle.progress import Progress, silent
 
 __all__ = ["CAUSES", "Audit", "Check", "Curve", "Door", "Gradients", "Picture", "Step", "Verdict", "audit", "usual_eps"]
 
-NORMS = ("linf", "l2", "l0")
+NORMS = get_args(Norm)
 TURNS = 32  # attacks that progress is told of, about
 WORDS = {"linf": "L-infinity", "l2": "L2", "l0": "L0"}
 SMALL = {"linf": 0.3, "l2": 1.5, "l0": 10}  # MNIST: Madry et al. 2018; L2: Croce and Hein 2020, L0: ours, see usual_eps
@@ -108,23 +111,32 @@ class Audit:
     pictures: tuple[Picture, ...]
 
     def record(self) -> dict[str, Any]:
-        """All of it as JSON takes it: strings, numbers, lists; None for NaN; images as nested lists of 4 digits.
+        """All of it but the images, as JSON takes it: strings, numbers, lists; None for NaN.
 
         A `Share` has its value and interval beside its counts.
         """
         return _plain(self)
+
+    def images(self) -> dict[str, Tensor]:
+        """The images of the pictures: 'clean' and 'adversarial', (n, C, H, W); n may be 0."""
+        none = torch.empty(0)
+        return {
+            name: torch.stack([getattr(one, name) for one in self.pictures]) if self.pictures else none
+            for name in ("clean", "adversarial")
+        }
 
 
 def audit(
     model: nn.Module,
     split: Split,
     *,
-    norm: str = "linf",
+    norm: Norm = "linf",
     eps: float | None = None,
     rows: int = 1000,
     budget: str = "standard",
     reference: nn.Module | None = None,
     seed: int = 0,
+    checkpoint: Path | None = None,
     progress: Progress = silent,
 ) -> Audit:
     """Attacks a model in every way it can, and says whether it is robust, masked, broken, or cannot tell.
@@ -140,6 +152,8 @@ def audit(
         reference: an undefended network of the same shape and training length. It says what an undefended network has
             left, and adversarial images are carried over from it.
         seed: of all random draws.
+        checkpoint: a file written after each attack. If it is there and was made for these images and options, the
+            audit goes on from it, to the same end; of another model it must not be. The caller removes it.
         progress: told the attacks made, with the share of rows left.
 
     Returns:
@@ -154,7 +168,8 @@ def audit(
         warnings.filterwarnings("ignore", "the model's outputs look like probabilities")  # the door says it once
         door = look_in(model, split)
         plan = BUDGETS[budget]
-        ledger = Ledger(model, split.images, split.labels, norm, door.deterministic)
+        request = f"{eps} {budget} {reference is not None}"
+        ledger = Ledger(model, split.images, split.labels, norm, door.deterministic, seed, checkpoint, request)
         done = itertools.count()
 
         def tell(name: str, left: float) -> None:
@@ -275,13 +290,14 @@ def _grid(battery: Battery) -> tuple[tuple[float, ...], float, float]:
 def _common_curve(battery: Battery, grid: tuple[float, ...]) -> Curve:
     """The common attack made anew at every eps."""
     rows = torch.arange(_few(battery), device=battery.ledger.labels.device)
-    images, labels, left = battery.ledger.images[rows], battery.ledger.labels[rows], []
-    for eps in grid:
-        battery.tell(f"common attack at {eps:.3g}", battery.ledger.left(battery.eps))
+    images, labels = battery.ledger.images[rows], battery.ledger.labels[rows]
+
+    def right(eps: float) -> float:
         found = battery.common(eps)(images, labels)
-        left.append(
-            1 - battery.ledger.offer("PGD on cross entropy in float32", found.adversarial, rows).double().mean().item()
-        )
+        fooled = battery.ledger.offer("PGD on cross entropy in float32", found.adversarial, rows)
+        return 1 - fooled.double().mean().item()
+
+    left = [battery.once(f"common attack at {eps:.3g}", partial(right, eps)) for eps in grid]
     return Curve("common attack", grid, tuple(left), len(rows))
 
 
@@ -290,13 +306,16 @@ def _whole_curve(battery: Battery, grid: tuple[float, ...]) -> Curve:
     ledger = battery.ledger
     down = [eps for eps in reversed(grid) if eps < battery.eps]
     up = [eps for eps in grid if eps > battery.eps]
-    for eps in down + up:
+
+    def walked(eps: float) -> None:
         fell = (ledger.size > eps) & (ledger.size.isfinite() if eps < battery.eps else True)
         rows = fell.nonzero().flatten()
-        battery.tell(f"margin at {eps:.3g}", ledger.left(battery.eps))
         if len(rows):
             attack = battery.walk(battery.best, "margin", eps=eps, decay=True, step_size=eps / 4)
             ledger.offer("PGD on the margin", attack(ledger.images[rows], ledger.labels[rows]).adversarial, rows)
+
+    for eps in down + up:
+        battery.once(f"margin at {eps:.3g}", partial(walked, eps))
     return Curve("everything", grid, tuple(ledger.left(eps) for eps in grid), len(ledger.labels))
 
 
@@ -306,12 +325,14 @@ def _reference(battery: Battery, reference: nn.Module, grid: tuple[float, ...]) 
     images, labels = battery.ledger.images, battery.ledger.labels
     view = Scaled(reference, median_lead(reference, images))
     settings = {"decay": True, "keep": "best"}
-    left = []
-    for eps in grid:
+
+    def right(eps: float, rows: int) -> int:
         attack = battery.walk(view, "margin", eps=eps, step_size=eps / 4, **settings)
-        left.append(1 - attack(images[:few], labels[:few]).success.double().mean().item())
-    found = battery.walk(view, "margin", step_size=battery.eps / 4, **settings)(images, labels)
-    return share(~found.success), Curve("undefended reference", grid, tuple(left), few)
+        return int((~attack(images[:rows], labels[:rows]).success).sum())
+
+    left = [battery.once(f"the reference at {eps:.3g}", partial(right, eps, few)) / few for eps in grid]
+    undefended = Share(battery.once("the reference", partial(right, battery.eps, len(labels))), len(labels))
+    return undefended, Curve("undefended reference", grid, tuple(left), few)
 
 
 def _few(battery: Battery) -> int:
@@ -340,12 +361,11 @@ def _pictures(battery: Battery, count: int = 8) -> tuple[Picture, ...]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _plain([[[round(x, 4) for x in line] for line in plane] for plane in value.tolist()])
     if isinstance(value, Share):
         return {**_plain(asdict(value)), "value": _plain(value.value), "interval": _plain(value.interval)}
     if is_dataclass(value):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        told = {name: getattr(value, name) for name in value.__dataclass_fields__}
+        return {name: _plain(one) for name, one in told.items() if not isinstance(one, Tensor)}
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

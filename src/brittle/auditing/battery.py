@@ -11,25 +11,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from brittle.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
-from brittle.attacks.descent import Loss, fgsm, pgd
+from brittle.attacks.descent import BallNorm, Loss, fgsm, pgd
 from brittle.attacks.pixels import song_2, song_3
-from brittle.attacks.result import BATCH, AttackResult, frozen, logits_of, predictions
+from brittle.attacks.result import BATCH, AttackResult, frozen, logits_of
 from brittle.attacks.square import noise, square
 from brittle.auditing.door import Door
 from brittle.auditing.gradients import Gradients, look_at
+from brittle.auditing.ledger import Ledger, Norm
 from brittle.auditing.views import Averaged, Logged, Scaled, StraightThrough, widened, works
 
 ROWS = 200  # whose gradients are looked at
 PROBE = 64  # rows on which an attack has to find something before it is made on the others
-JUDGES = 21  # runs of a model that is not deterministic, of which more than half must be wrong
-SIZES = {"linf": torch.inf, "l2": 2, "l0": 0}
 
 
 @dataclass(frozen=True)
@@ -99,60 +98,6 @@ class Step:
     seconds: float
 
 
-@dataclass
-class Ledger:
-    """Of every row the smallest change known to fool the model, in the audit's norm."""
-
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    norm: str
-    deterministic: bool
-    size: Tensor = field(init=False)  # (N,), 0 where the model is wrong anyway, inf where nothing is known
-    adversarial: Tensor = field(init=False)  # (N, C, H, W)
-    by: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        wrong = self.fooled(self.images, torch.arange(len(self.images), device=self.images.device))
-        self.size = torch.full((len(self.images),), torch.inf, dtype=torch.float64, device=self.images.device)
-        self.size[wrong] = 0
-        self.adversarial = self.images.clone()
-        self.by = ["no change" if row else "" for row in wrong.tolist()]
-
-    def fooled(self, images: Tensor, rows: Tensor) -> Tensor:
-        """(n,) bool: whether the model errs on images (n, C, H, W) of `rows`; most of the time, if it varies."""
-        if not len(rows):
-            return torch.zeros(0, dtype=torch.bool, device=rows.device)
-        runs = 1 if self.deterministic else JUDGES
-        errs = torch.stack([predictions(self.model, images) != self.labels[rows] for _ in range(runs)])
-        return errs.double().mean(0) > 0.5
-
-    def right(self, eps: float) -> Tensor:
-        """(N,) bool: rows that no change up to `eps` is known to fool; rounding of the change is let through."""
-        return self.size > eps * (1 + 1e-5)
-
-    def left(self, eps: float) -> float:
-        """The share of rows that are right."""
-        return self.right(eps).double().mean().item()
-
-    def sizes_of(self, images: Tensor, rows: Tensor) -> Tensor:
-        """(n,): how far images (n, C, H, W) are from the clean ones of `rows`."""
-        change = (images - self.images[rows]).flatten(2)
-        if self.norm == "l0":
-            return (change != 0).any(1).sum(1).double()
-        return torch.linalg.vector_norm(change.double(), ord=SIZES[self.norm], dim=(1, 2))
-
-    def offer(self, name: str, images: Tensor, rows: Tensor) -> Tensor:
-        """Takes the images (n, C, H, W) that fool the model with less than is known; (n,) bool: those that fool it."""
-        images = images.to(self.images.dtype)
-        size, fooled = self.sizes_of(images, rows), self.fooled(images, rows)
-        better = fooled & (size < self.size[rows])
-        self.size[rows[better]], self.adversarial[rows[better]] = size[better], images[better]
-        for row in rows[better].tolist():
-            self.by[row] = name
-        return fooled
-
-
 def median_lead(model: nn.Module, images: Tensor) -> float:
     """The median lead of the largest logit over the next, on some of the images; 1 where it is 0."""
     with frozen(model), torch.no_grad():
@@ -162,6 +107,7 @@ def median_lead(model: nn.Module, images: Tensor) -> float:
 
 
 Attack = Callable[[Tensor, Tensor], AttackResult]
+T = TypeVar("T")
 
 
 @dataclass
@@ -180,7 +126,7 @@ class Battery:
     model: nn.Module
     door: Door
     ledger: Ledger
-    norm: str
+    norm: Norm
     eps: float
     budget: Budget
     reference: nn.Module | None
@@ -215,6 +161,12 @@ class Battery:
         return works(view, self.view, self.ledger.images[:PROBE], deterministic=self.door.deterministic)
 
     @property
+    def ball(self) -> BallNorm:
+        """The norm, in which there is a ball to walk in: not of L0."""
+        assert self.norm != "l0"
+        return self.norm
+
+    @property
     def keep(self) -> str:
         """A model that varies is often fooled by luck before it is for good: then the end of a walk counts."""
         return "best" if self.door.deterministic else "last"
@@ -232,20 +184,28 @@ class Battery:
 
     def run(self, name: str, attack: Attack, *, mends: str | None = None, most: int | None = None) -> Step:
         """Makes an attack on the rows that are still right, judges what it found, and notes it as a step."""
-        started = time.monotonic()
-        self.tell(name, self.ledger.left(self.eps))
-        rows = self.ledger.right(self.eps).nonzero().flatten()[:most]
-        groups = [rows[:PROBE], rows[PROBE:]] if self.budget.probe and mends not in (None, "budget") else [rows]
-        tried = broken = 0
-        for group in groups:
-            if not len(group) or (tried and not broken):
-                break
-            found = attack(self.ledger.images[group], self.ledger.labels[group])
-            self.ledger.offer(name, found.adversarial, group)
-            tried, broken = tried + len(group), broken + int((~self.ledger.right(self.eps)[group]).sum())
-        left = self.ledger.left(self.eps)
-        self.steps.append(Step(name, mends, tried, broken, left, time.monotonic() - started))
+
+        def made() -> dict[str, Any]:
+            started = time.monotonic()
+            rows = self.ledger.right(self.eps).nonzero().flatten()[:most]
+            groups = [rows[:PROBE], rows[PROBE:]] if self.budget.probe and mends not in (None, "budget") else [rows]
+            tried = broken = 0
+            for group in groups:
+                if not len(group) or (tried and not broken):
+                    break
+                found = attack(self.ledger.images[group], self.ledger.labels[group])
+                self.ledger.offer(name, found.adversarial, group)
+                tried, broken = tried + len(group), broken + int((~self.ledger.right(self.eps)[group]).sum())
+            left = self.ledger.left(self.eps)
+            return asdict(Step(name, mends, tried, broken, left, time.monotonic() - started))
+
+        self.steps.append(Step(**self.once(name, made)))
         return self.steps[-1]
+
+    def once(self, name: str, work: Callable[[], T]) -> T:
+        """Tells of it, and does it unless an audit that was killed has; see `Ledger.once`."""
+        self.tell(name, self.ledger.left(self.eps))
+        return self.ledger.once(name, work)
 
     def common(self, eps: float, keep: str = "last") -> Attack:
         """What a common library runs: cross entropy in float32, 40 steps of eps / 16, one random start, its end."""

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.descent import Ball, BallNorm, Objective, fading, pgd
+from brittle.attacks.descent import Ball, Objective, fading, pgd
 from brittle.attacks.result import frozen
 from brittle.auditing.battery import Battery, Step
 from brittle.auditing.door import Door
@@ -263,7 +263,7 @@ def trace(battery: Battery) -> Tensor:
     """(S + 1, n): the margin on the way of a walk with decaying steps, from images that the model gets right."""
     rows = (battery.ledger.size > 0).nonzero().flatten()[: ROWS // 2]
     clean, labels, steps = battery.ledger.images[rows], battery.ledger.labels[rows], battery.budget.steps
-    ball = Ball(clean, battery.norm, battery.eps)  # type: ignore[arg-type]
+    ball = Ball(clean, battery.ball, battery.eps)
     aim, every = Objective(labels, None), torch.arange(len(rows), device=rows.device)
     points, way = clean, []
     with seeded(battery.seed):
@@ -294,14 +294,17 @@ def one_step(battery: Battery) -> Check:
 def black_box(battery: Battery) -> Check:
     """Whether attacks without gradients find what those with gradients cannot."""
     ledger = battery.ledger
-    only = [i for i, name in enumerate(ledger.by) if name in WITHOUT_GRADIENTS and ledger.size[i] <= battery.eps]
-    rows = torch.tensor(only, dtype=torch.int64, device=ledger.labels.device)
-    unexplained = 0
-    if only:
+
+    def unexplained() -> int:
+        only = [i for i, name in enumerate(ledger.by) if name in WITHOUT_GRADIENTS and ledger.size[i] <= battery.eps]
+        if not only:
+            return 0
+        rows = torch.tensor(only, device=ledger.labels.device)
         settings = {"decay": True, "steps": battery.budget.strong, "step_size": battery.eps / 4, "restarts": 2}
         found = battery.walk(battery.best, "margin", seed=4, **settings)(ledger.images[rows], ledger.labels[rows])
-        unexplained = int((~ledger.fooled(found.adversarial, rows)).sum())
-    gap = unexplained / len(ledger.labels)
+        return int((~ledger.fooled(found.adversarial, rows)).sum())
+
+    gap = battery.once("gradients where squares found more", unexplained) / len(ledger.labels)
     return check(
         "with gradients against without",
         gap,
@@ -378,25 +381,30 @@ def binarization(battery: Battery, *, rows: int = 16) -> Check:
     """
     ledger = battery.ledger
     chosen = (ledger.size > 0).nonzero().flatten()[:rows]
-    made = hit = 0
-    with seeded(battery.seed), _tapped(battery.view) as features, frozen(battery.view):
-        for row in chosen.tolist():
-            readout = _readout(battery, features, ledger.images[row : row + 1])
-            if readout is None:
-                continue
-            found = pgd(
-                readout,
-                ledger.images[row : row + 1],
-                torch.zeros(1, dtype=torch.int64, device=ledger.labels.device),
-                norm=battery.norm,  # type: ignore[arg-type]
-                eps=battery.eps,
-                loss="margin",
-                decay=True,
-                step_size=battery.eps / 4,
-                random_start=False,
-                steps=battery.budget.steps,
-            )
-            made, hit = made + 1, hit + int(found.success.item())
+
+    def solved() -> tuple[int, int]:
+        made = hit = 0
+        with _tapped(battery.view) as features, frozen(battery.view):
+            for row in chosen.tolist():
+                readout = _readout(battery, features, ledger.images[row : row + 1])
+                if readout is None:
+                    continue
+                found = pgd(
+                    readout,
+                    ledger.images[row : row + 1],
+                    torch.zeros(1, dtype=torch.int64, device=ledger.labels.device),
+                    norm=battery.ball,
+                    eps=battery.eps,
+                    loss="margin",
+                    decay=True,
+                    step_size=battery.eps / 4,
+                    random_start=False,
+                    steps=battery.budget.steps,
+                )
+                made, hit = made + 1, hit + int(found.success.item())
+        return made, hit
+
+    made, hit = battery.once("binarization", solved)
     share = hit / made if made else math.nan
     return check(
         "binarization",
@@ -422,7 +430,7 @@ class _Readout(nn.Module):
 
 def _readout(battery: Battery, features: Callable[[Tensor], Tensor], image: Tensor) -> nn.Module | None:
     """The two-class problem around one image (1, C, H, W); None where a linear readout cannot tell the points apart."""
-    norm: BallNorm = battery.norm  # type: ignore[assignment]
+    norm = battery.ball
     random = torch.Generator(image.device).manual_seed(battery.seed)
     inner = Ball(image.expand(200, -1, -1, -1), norm, battery.eps / 2).draw(random)
     drawn = torch.randn(image.shape, generator=random, device=image.device)
@@ -475,10 +483,14 @@ def _tapped(view: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
 def rounding(battery: Battery) -> Check:
     """How many of the images found are still adversarial as 8-bit files."""
     ledger = battery.ledger
-    rows = ((ledger.size > 0) & ~ledger.right(battery.eps)).nonzero().flatten()
-    kept = ledger.fooled((ledger.adversarial[rows] * 255).round() / 255, rows)
-    share = kept.double().mean().item() if len(rows) else math.nan
-    said = f"{share:.1%} of the {len(rows)} images found still fool the model" if len(rows) else "No image was found"
+
+    def survivors() -> tuple[int, int]:
+        rows = ((ledger.size > 0) & ~ledger.right(battery.eps)).nonzero().flatten()
+        return len(rows), int(ledger.fooled((ledger.adversarial[rows] * 255).round() / 255, rows).sum())
+
+    found, kept = battery.once("8-bit images", survivors)
+    share = kept / found if found else math.nan
+    said = f"{share:.1%} of the {found} images found still fool the model" if found else "No image was found"
     return check(
         "8-bit images",
         share,

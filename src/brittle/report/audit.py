@@ -38,6 +38,7 @@ LIMITS = (
     "It assumes an attacker who knows the model and its weights. Whoever does not has a harder task.",
     "The interval tells how well the share is known for images like these, not how strong tomorrow’s attacks will be.",
 )
+LACKING = "Give an undefended network of the same shape and training with --reference."
 WORDS = {"robust": "Robust", "masked": "Masked", "broken": "Broken", "inconclusive": "Inconclusive"}
 _RANK = ("robust", "inconclusive", "broken", "masked")  # the last is the worst
 
@@ -150,20 +151,23 @@ def terminal(audits: Sequence[Record], about: Record) -> str:
 
 def as_json(audits: Sequence[Record], about: Record) -> str:
     """All that was found, but for the pixels of the images."""
-    pixels = ("clean", "adversarial")
-    kept = [
-        {**record, "pictures": [{k: v for k, v in one.items() if k not in pixels} for one in record["pictures"]]}
-        for record in audits
-    ]
     verdict = worst(audits)["verdict"]["kind"]
+    kept = [without_images(record) for record in audits]
     return json.dumps({"verdict": verdict, "about": dict(about), "audits": kept}, indent=1, allow_nan=False) + "\n"
+
+
+def without_images(record: Record) -> dict[str, Any]:
+    """The record as JSON takes it."""
+    images = ("clean", "adversarial")
+    pictures = [{name: value for name, value in one.items() if name not in images} for one in record["pictures"]]
+    return {**record, "pictures": pictures}
 
 
 def write_audit(audits: Sequence[Record], about: Record, folder: Path | str) -> Path:
     """Writes audit.html and audit.json, each whole or not at all; what was there is replaced.
 
     Args:
-        audits: one record for each norm.
+        audits: one record for each norm, as `brittle.audit_cells.record_of` has them.
         about: what was audited: "model", "data", "source", "classes", "rows", "facts" (pairs of words) and "again" (the
             command line).
         folder: made if need be.
@@ -189,8 +193,8 @@ def html(audits: Sequence[Record], about: Record) -> str:
         .render(
             about=about,
             words=WORDS,
-            top=_section(ordered[0], about),
-            sections=[_section(record, about) for record in ordered],
+            top=section(ordered[0], about),
+            sections=[section(record, about) for record in ordered],
             remedies=ordered[0]["door"]["remedies"],
             door=ordered[0]["door"],
             clean=percent(ordered[0]["door"]["accuracy"]),
@@ -199,8 +203,15 @@ def html(audits: Sequence[Record], about: Record) -> str:
     )
 
 
-def _section(record: Record, about: Record) -> dict[str, Any]:
-    """What the page shows of one norm."""
+def section(record: Record, about: Record, *, figure: str = "", lacking: str = LACKING) -> dict[str, Any]:
+    """What a page shows of one norm.
+
+    Args:
+        record: of the audit.
+        about: "classes", the names.
+        figure: sets its figure's names apart from those of others on the page.
+        lacking: what is said where there is no reference.
+    """
     from markupsafe import Markup
 
     curves = {curve["name"] for curve in record["curves"]}
@@ -213,7 +224,8 @@ def _section(record: Record, about: Record) -> dict[str, Any]:
         "reasons": reasons(record),
         "next": record["verdict"]["next"],
         "numbers": numbers(record),
-        "figure": Markup(curve_figure(record)),
+        "lacking": lacking,
+        "figure": Markup(curve_figure(record, figure)),
         "legend": [(name, style) for name, style in STYLES.items() if name in curves],
         "steps": [_step(*pair) for pair in zip(record["steps"], _before(record), strict=True) if pair[0]["tried"]],
         "spared": [step["name"] for step in record["steps"] if not step["tried"]],
@@ -264,11 +276,9 @@ def _number(value: float | None) -> str:
 
 def _picture(one: Record, about: Record, norm: str) -> dict[str, Any]:
     """An original, what became of it, and their difference, as large as it can be shown."""
-    import torch
-
     from brittle.report.pictures import data_uri, diverging, picture
 
-    clean, changed = torch.tensor(one["clean"]), torch.tensor(one["adversarial"])
+    clean, changed = one["clean"], one["adversarial"]
     change = changed - clean
     strongest = change.gather(0, change.abs().argmax(0, keepdim=True))[0]
     most = float(strongest.abs().max())
@@ -299,7 +309,7 @@ STYLES: dict[str, tuple[int, str, str]] = {
 }
 
 
-def curve_figure(record: Record) -> str:
+def curve_figure(record: Record, name: str = "") -> str:
     """The share of images that stay right against the size of the change, as <svg>; empty if nothing was drawn."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -332,7 +342,7 @@ def curve_figure(record: Record) -> str:
         axes.set_xticklabels([f"{eps:.3g}" for eps in grid])
         axes.set_yticks([0, 25, 50, 75, 100])
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
-        return svg_of(figure, f"curves-{record['norm']}", "Images still right against the size of the change")
+        return svg_of(figure, f"{name}curves-{record['norm']}", "Images still right against the size of the change")
 
 
 def _axis(norm: str) -> str:

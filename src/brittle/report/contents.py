@@ -229,6 +229,15 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class Audited:
+    """What an audit of a model found; see `brittle.auditing.Audit`."""
+
+    name: str
+    record: Mapping[str, Any]  # as `brittle.audit_cells.record_of` has it
+    reference: str | None  # the title of the undefended network's cell
+
+
+@dataclass(frozen=True)
 class Model:
     """One model of the study, from one seed."""
 
@@ -246,6 +255,7 @@ class Model:
     units: tuple[Units, ...] = ()  # those that are finished
     masks: tuple[Masks, ...] = ()  # likewise
     carriers: tuple[Carriers, ...] = ()  # likewise
+    audits: tuple[Audited, ...] = ()  # likewise
 
 
 @dataclass(frozen=True)

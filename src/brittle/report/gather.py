@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from brittle import measures
+from brittle.audit_cells import record_of
 from brittle.cells import attacked_rows, unpack
 from brittle.measures import Mean, Share
 from brittle.report.contents import (
     NOT_DONE,
     Attack,
+    Audited,
     Carriers,
     Found,
     Lost,
@@ -139,6 +141,7 @@ def _model(
         units=tuple(filter(None, (_units(reader, units, title) for units in entry.get("units", ())))),
         carriers=tuple(filter(None, (_carriers(reader, one, title) for one in entry.get("carriers", ())))),
         masks=tuple(filter(None, (_masks(reader, masks, title) for masks in entry.get("masks", ())))),
+        audits=tuple(filter(None, (_audited(reader, one, title) for one in entry.get("audits", ())))),
     )
 
 
@@ -201,6 +204,16 @@ def _masks(reader: _Reader, entry: Mapping[str, Any], model: str) -> Masks | Non
         )
 
     return reader.read(f"masks {entry['name']} of {model}", entry["cell"], take)
+
+
+def _audited(reader: _Reader, entry: Mapping[str, Any], model: str) -> Audited | None:
+    def take(stored: Stored) -> Audited:
+        key = stored.record["parents"].get("reference")
+        reference = reader.store.get(key) if key else None
+        beside = reference.record["title"].removeprefix("train ") if reference else None
+        return Audited(entry["name"], record_of(stored), beside)
+
+    return reader.read(f"audit {entry['name']} of {model}", entry["cell"], take)
 
 
 def _trained(stored: Stored) -> Trained:

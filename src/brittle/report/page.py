@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from brittle.measures import Flips, Share
-from brittle.report import lineage, results, sizes
+from brittle.report import audited, lineage, results, sizes
+from brittle.report.audit import WORDS
 from brittle.report.contents import BOTH, Attack, Found, Model, Report
 from brittle.report.gradients import Split, splits
 from brittle.report.lineage import Group, groups
@@ -58,6 +59,8 @@ def html(report: Report) -> str:
         **_results(report),
         measures=[_measure(model) for model in report.models if model.measured],
         claims=stated(report),
+        audited=audited.contents(report),
+        words=WORDS,
         gradients=[_split(split) for split in splits(report)],
         samples=_samples(report),
         pixel_attacks=_pixel_attacks(report),

@@ -15,6 +15,7 @@ from torch import Tensor
 from brittle.carrier_cells import ORDERS, SIDES
 from brittle.mask_cells import CLIPPED, WAYS
 from brittle.measures import Flips, Mean, Robustness, Share
+from brittle.report.audit import without_images
 from brittle.report.contents import RANDOM, Attack, Carriers, Found, Masks, Model, Report, Units
 from brittle.report.gradients import Split, splits
 from brittle.report.samples import Sample, samples
@@ -139,6 +140,8 @@ def _model(model: Model) -> dict[str, Any]:
         named["carriers"] = [_carriers(carriers) for carriers in model.carriers]
     if model.masks:
         named["masks"] = [_masks(masks) for masks in model.masks]
+    if model.audits:
+        named["audits"] = [{"audit": one.name, **without_images(one.record)} for one in model.audits]
     return named | {"attacks": [_attack(attack) for attack in model.attacks]}
 
 

@@ -1,0 +1,134 @@
+"""Of every row the smallest change that is known to fool the model; and what is done, for an audit that is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from brittle.attacks.result import predictions
+from brittle.networks import seeded
+
+T = TypeVar("T")
+Norm = Literal["linf", "l2", "l0"]
+JUDGES = 21  # runs of a model that is not deterministic, of which more than half must be wrong
+SIZES: dict[Norm, float] = {"linf": torch.inf, "l2": 2, "l0": 0}
+
+
+@dataclass
+class Ledger:
+    """Of every row the smallest change known to fool the model, in the audit's norm.
+
+    Attributes:
+        model, images, labels, norm: of the audit.
+        deterministic: whether the model is.
+        seed: of all that is done `once`.
+        checkpoint: the file that keeps what is done; None keeps nothing.
+        request: the options of the audit in words; a checkpoint of others, or of other images, is not used.
+        done: by name, what was done, and what it gave.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    norm: Norm
+    deterministic: bool
+    seed: int = 0
+    checkpoint: Path | None = None
+    request: str = ""
+    done: dict[str, Any] = field(init=False, default_factory=dict)
+    size: Tensor = field(init=False)  # (N,), 0 where the model is wrong anyway, inf where nothing is known
+    adversarial: Tensor = field(init=False)  # (N, C, H, W)
+    by: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        wrong = self.fooled(self.images, torch.arange(len(self.images), device=self.images.device))
+        self.size = torch.full((len(self.images),), torch.inf, dtype=torch.float64, device=self.images.device)
+        self.size[wrong] = 0
+        self.adversarial = self.images.clone()
+        self.by = ["no change" if row else "" for row in wrong.tolist()]
+        if self.checkpoint is not None:
+            self._restore(self.checkpoint)
+
+    def once(self, name: str, work: Callable[[], T]) -> T:
+        """What `work` gives, as JSON takes it; where an audit that was killed has done it, what it gave then.
+
+        Its random numbers come from its name and the audit's seed alone, so that they are the same after a kill.
+        """
+        if name not in self.done:
+            with seeded(self.seed + zlib.crc32(name.encode())):
+                self.done[name] = work()
+            if self.checkpoint is not None:
+                self._save(self.checkpoint)
+        return self.done[name]
+
+    def _save(self, path: Path) -> None:
+        kept = {"size": self.size.cpu(), "adversarial": self.adversarial.cpu().contiguous()}
+        temporary = path.with_name(path.name + ".tmp")
+        save_file(
+            kept, temporary, {"request": self._digest(), "done": json.dumps(self.done), "by": json.dumps(self.by)}
+        )
+        os.replace(temporary, path)
+
+    def _restore(self, path: Path) -> None:
+        """Puts everything back as `_save` found it; what cannot be read, or is of another audit, is ignored."""
+        try:
+            with safe_open(path, "pt") as file:
+                told = file.metadata()
+                size, adversarial = file.get_tensor("size"), file.get_tensor("adversarial")
+            if told["request"] != self._digest():
+                return
+            done, by = json.loads(told["done"]), json.loads(told["by"])
+        except Exception:  # safetensors raises its own kinds for what it cannot read
+            return
+        self.size, self.adversarial = size.to(self.size.device), adversarial.to(self.images)
+        self.done, self.by = done, by
+
+    def _digest(self) -> str:
+        hashed = hashlib.sha256(f"{self.request} {self.norm} {self.seed} {tuple(self.images.shape)}".encode())
+        for values in (self.images, self.labels):
+            hashed.update(values.cpu().contiguous().numpy().tobytes())
+        return hashed.hexdigest()
+
+    def fooled(self, images: Tensor, rows: Tensor) -> Tensor:
+        """(n,) bool: whether the model errs on images (n, C, H, W) of `rows`; most of the time, if it varies."""
+        if not len(rows):
+            return torch.zeros(0, dtype=torch.bool, device=rows.device)
+        runs = 1 if self.deterministic else JUDGES
+        errs = torch.stack([predictions(self.model, images) != self.labels[rows] for _ in range(runs)])
+        return errs.double().mean(0) > 0.5
+
+    def right(self, eps: float) -> Tensor:
+        """(N,) bool: rows that no change up to `eps` is known to fool; rounding of the change is let through."""
+        return self.size > eps * (1 + 1e-5)
+
+    def left(self, eps: float) -> float:
+        """The share of rows that are right."""
+        return self.right(eps).double().mean().item()
+
+    def sizes_of(self, images: Tensor, rows: Tensor) -> Tensor:
+        """(n,): how far images (n, C, H, W) are from the clean ones of `rows`."""
+        change = (images - self.images[rows]).flatten(2)
+        if self.norm == "l0":
+            return (change != 0).any(1).sum(1).double()
+        return torch.linalg.vector_norm(change.double(), ord=SIZES[self.norm], dim=(1, 2))
+
+    def offer(self, name: str, images: Tensor, rows: Tensor) -> Tensor:
+        """Takes the images (n, C, H, W) that fool the model with less than is known; (n,) bool: those that fool it."""
+        images = images.to(self.images.dtype)
+        size, fooled = self.sizes_of(images, rows), self.fooled(images, rows)
+        better = fooled & (size < self.size[rows])
+        self.size[rows[better]], self.adversarial[rows[better]] = size[better], images[better]
+        for row in rows[better].tolist():
+            self.by[row] = name
+        return fooled

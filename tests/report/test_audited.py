@@ -1,0 +1,77 @@
+"""The verdicts that a study's page opens with, and the same in a terminal and as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from made import audit_record, model, report
+from seen import HOSTILE, Outline
+from seen import words as words_of
+
+from brittle.report import audit_table
+from brittle.report.contents import Audited, Model
+from brittle.report.page import html
+from brittle.report.results import as_json
+
+
+def words(page: str) -> str:
+    return words_of(Outline(page))
+
+
+def audited(name: str, *kinds: str, beside: str | None = None) -> Model:
+    """A model with an audit that ended in each of these verdicts."""
+    found = tuple(Audited(f"table {n}", audit_record(kind), beside) for n, kind in enumerate(kinds))
+    return dataclasses.replace(model(name, attacks={}), audits=found)
+
+
+def test_the_page_opens_with_the_verdict_on_each_model():
+    page = html(report(audited("plain", "broken"), audited("hot", "masked", beside="plain, seed 0")))
+    said = words(page)
+    first = said.index("plain Broken Not robust: none of the images withstand attack.")
+    second = said.index("hot Masked It only looks robust: 96 % of the images withstand a common attack")
+    assert first < second < said.index("Accuracy") < said.index("The audits")
+    assert "beside plain, seed 0." in said
+    assert "This one is not set beside an undefended network." not in said  # `record` has a reference
+
+
+def test_each_audit_has_its_evidence_and_its_own_identifiers():
+    page = html(report(audited("plain", "broken"), audited("hot", "masked", "robust")))
+    outline = Outline(page)
+    names = [one["id"] for _, one in outline.seen if "id" in one]
+    assert len(names) == len(set(names))
+    links = {href for one in outline.all("a") if (href := one.get("href") or "").startswith("#audit-")}
+    assert links == {"#audit-0", "#audit-1", "#audit-2"}
+    assert {link[1:] for link in links} <= set(names)
+    assert words(page).count("The smallest changes found") == 3
+
+
+def test_a_study_without_audits_says_nothing_of_them():
+    page = html(report(model("plain", attacks={})))
+    assert "The audits" not in page
+    assert "verdicts" not in page
+    assert audit_table(report(model("plain", attacks={}))) is None
+
+
+def test_a_terminal_shows_a_line_for_each_audit():
+    shown = audit_table(report(audited("plain", "broken"), audited("hot", "masked", "inconclusive")))
+    assert shown is not None
+    columns = [list(column.cells) for column in shown.columns]
+    assert columns[0] == ["plain, table 0, L∞", "hot, table 0, L∞", "hot, table 1, L∞"]
+    assert columns[1] == ["[red]broken[/]", "[red]masked[/]", "[yellow]inconclusive[/]"]
+    assert columns[2] == ["", "scale", ""]
+    shares = [str(column[0]).replace("\N{NO-BREAK SPACE}", " ") for column in columns[3:]]
+    assert shares == ["98 %", "96 %", "0 %", "0.5 %"]
+
+
+def test_the_results_hold_the_audits_without_their_images():
+    found = json.loads(as_json(report(audited("hot", "masked"))))
+    (told,) = found["models"][0]["audits"]
+    assert told["verdict"]["causes"] == ["scale"]
+    assert told["pictures"][0].keys() == {"row", "label", "prediction", "size", "attack"}
+
+
+def test_hostile_names_of_models_are_text():
+    outline = Outline(html(report(audited(HOSTILE, "masked"))))
+    assert all("alert(1)" not in str(attributes) for attributes in outline.all("script"))
+    assert "<script>alert(1)" not in html(report(audited(HOSTILE, "masked")))
