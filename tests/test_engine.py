@@ -1,18 +1,26 @@
+import errno
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
 from problems import blobs
 
+import brittle
 from brittle import cells, engine, study
 from brittle.attacks import carlini_l2
-from brittle.errors import InputError
+from brittle.cells import Cell
+from brittle.errors import InputError, StoreError
 from brittle.plan import expand
+from brittle.processes import Processes
 from brittle.report import gather
 from brittle.store import Store, Stored
+from brittle.working import End, Worker, Workplace
 
 CPU = torch.device("cpu")
 NETWORKS = """
@@ -54,11 +62,11 @@ class Heard(engine.Quiet):
         self.said: list[str] = []
         self.stop = stop
 
-    def begin(self, cell, number, total):
+    def begin(self, cell):
         if cell.title.startswith(self.stop):
             raise KeyboardInterrupt
 
-    def end(self, cell, cached):
+    def end(self, cell, cached, seconds=0.0):
         if not cached:
             self.computed.append(cell.title)
 
@@ -66,8 +74,12 @@ class Heard(engine.Quiet):
         self.said.append(sentence)
 
 
-def run(plan, store, **options):
-    return engine.run(plan.cells, store, load=lambda _: blobs(), device=CPU, **options)
+def here(store, load=lambda _: blobs()):
+    return engine.Here(Worker(store, load, CPU))
+
+
+def run(plan, store, watch=None):
+    return engine.run(plan.cells, store, here(store), watch)
 
 
 def kept(store: Store, key: str) -> Stored:
@@ -152,19 +164,148 @@ def test_a_cell_that_another_process_has_in_work_is_passed_over(tmp_path, plan):
             time.sleep(0.05)
     thread.join(60)
     assert len(heard.computed) == len(plan.cells)
-    assert heard.said == ["train teacher, seed 0: waiting for another process that is doing it"]
+    assert heard.said == ["waiting for another process that does the cells that are left"]
 
 
-def test_a_parent_that_goes_meanwhile_is_said(plan, tmp_path):
+def test_a_parent_that_goes_meanwhile_is_done_again(plan, tmp_path):
     store = Store(tmp_path / "store")
 
     class Removes(Heard):
-        def end(self, cell, cached):
-            if cell.title == "train student, seed 0":
+        def end(self, cell, cached, seconds=0.0):
+            if cell.title == "train student, seed 0" and cell.title not in self.computed:
                 store.discard(cell.key)
+            super().end(cell, cached, seconds)
 
-    with pytest.raises(InputError, match="has gone or been damaged meanwhile; run again"):
-        run(plan, store, watch=Removes())
+    heard = Removes()
+    run(plan, store, watch=heard)
+    assert sorted(heard.computed) == sorted([*(cell.title for cell in plan.cells), "train student, seed 0"])
+    assert all(store.get(cell.key) for cell in plan.cells)
+
+
+def test_a_failed_cell_fails_its_children_only(plan, tmp_path, monkeypatch):
+    def fails(cell, parents, context):
+        if cell.title == "train student, seed 0":
+            raise ZeroDivisionError("of one's own")
+        if cell.title.startswith("song_1 on teacher"):
+            raise InputError("not so")
+        return does(cell, parents, context)
+
+    does = cells.run
+    monkeypatch.setattr(cells, "run", fails)
+    store, heard = Store(tmp_path / "store"), Heard()
+    ran = run(plan, store, watch=heard)
+    why = {failure.cell.title: failure.why for failure in ran.failed}
+    shards = [cell.title for cell in plan.cells if cell.title.startswith("song_1 on teacher")]
+    assert why == {"train student, seed 0": "ZeroDivisionError: of one's own"} | dict.fromkeys(shards, "not so")
+    assert [bool(failure.trace) for failure in ran.failed] == [f.cell.title not in shards for f in ran.failed]
+    left = {cell.title for cell in ran.left}
+    assert left == {
+        cell.title for cell in plan.cells if " student" in cell.title and not cell.title.startswith(("train", "label"))
+    }
+    assert ran.done == len(plan.cells) - len(why) - len(left) == len(heard.computed)
+    monkeypatch.setattr(cells, "run", does)
+    again = run(plan, store)
+    assert (again.done, again.cached) == (len(why) + len(left), ran.done)
+
+
+def test_a_store_that_cannot_be_written_stops_the_run_at_once(plan, tmp_path, monkeypatch):
+    def full(*_):
+        tried.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tried = []
+    monkeypatch.setattr(cells, "run", full)
+    with pytest.raises(StoreError, match=r"cannot write to .*No space left on device"):
+        run(plan, Store(tmp_path / "store"))
+    assert len(tried) == 1
+
+
+@pytest.mark.slow
+def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
+    tables = TABLES | {"data": "digits", "training": {"network": "mlp", "epochs": 3}, "seeds": [0, 1]}
+    data = brittle.data.load("digits")
+    plan = expand(study.check(tables, "tiny"), data, device="cpu", dtype="float32")
+    alone, shared = Store(tmp_path / "alone"), Store(tmp_path / "shared")
+    engine.run(plan.cells, alone, here(alone, lambda _: data))
+    hands = Processes(Workplace(shared.root, device="cpu", threads=torch.get_num_threads()), 2)
+
+    class Kills(Heard):
+        begun = 0
+
+        def begin(self, cell):
+            self.begun += 1
+            if self.begun in (2, 5):
+                os.kill(next(hand for hand in hands._hands if hand.cell == cell).process.pid or 0, signal.SIGKILL)
+
+    heard = Kills()
+    ran = engine.run(plan.cells, shared, hands, heard)
+    assert (ran.done, ran.failed) == (len(plan.cells), ())
+    assert len(heard.said) == 2
+    assert "its process was killed by signal 9; doing it again" in heard.said[0]
+    assert hashes(shared) == hashes(alone)
+    assert not any(hand.process.is_alive() for hand in hands._hands)
+
+
+class Scripted:
+    """Hands of which each cell's ends are known beforehand; those not named are done."""
+
+    def __init__(self, **ends: list[End]):
+        self.ends, self.taken, self.work = {32 * title: told for title, told in ends.items()}, [], []
+
+    @property
+    def free(self):
+        return 2 - len(self.work)
+
+    def take(self, cell):
+        self.taken.append(cell.title)
+        self.work.append(cell.key)
+
+    def heard(self, tell, timeout):
+        key = self.work.pop(0)
+        told = self.ends.get(key)
+        return [told.pop(0) if told else End(key, "done")]
+
+    def close(self):
+        pass
+
+
+class Named(Cell):
+    """A cell whose key is its title, a letter from a to f, so many times."""
+
+    @cached_property
+    def key(self):
+        return 32 * self.title
+
+
+def named(title, *parents):
+    return Named(title, "select", {}, {parent.title: parent for parent in parents})
+
+
+def test_cells_begin_in_the_order_of_the_plan_as_soon_as_their_parents_are_done(tmp_path):
+    a, b = named("a"), named("b")
+    c = named("c", a)
+    d, e = named("d", b, c), named("e")
+    hands = Scripted()
+    assert engine.run([a, b, c, d, e], Store(tmp_path), hands).done == 5
+    assert hands.taken == ["a", "b", "c", "e", "d"]  # d waits for c, which e does not
+
+
+def test_a_cell_whose_process_dies_is_tried_three_times(tmp_path):
+    a = named("a")
+    b = named("b", a)
+    gone = End(32 * "a", "lost", "its process was killed by signal 9")
+    once = Scripted(a=[gone, gone])
+    assert engine.run([a, b], Store(tmp_path), once).done == 2
+    assert once.taken == ["a", "a", "a", "b"]
+    ran = engine.run([a, b], Store(tmp_path), Scripted(a=[gone, gone, gone]))
+    assert [failure.why for failure in ran.failed] == ["its process was killed by signal 9, 3 times"]
+    assert ran.left == (b,)
+
+
+def test_a_parent_that_is_no_cell_of_the_plan_and_not_there_fails_its_child(tmp_path):
+    b = named("b", named("a"))
+    ran = engine.run([b], Store(tmp_path), Scripted(b=[End(32 * "b", "lacks", 32 * "a")]))
+    assert ran.failed[0].why == "cell aaaaaaaa, which it needs, is not in the store or damaged; run again"
 
 
 def test_attacks_in_shards_find_what_they_find_in_one(plan, tmp_path):
@@ -207,8 +348,12 @@ def test_a_recalled_cell_has_its_own_key(plan, tmp_path):
 
 
 def test_data_that_changed_since_the_plan_is_refused(plan, tmp_path):
-    with pytest.raises(InputError, match="has changed since the study was planned"):
-        engine.run(plan.cells, Store(tmp_path), load=lambda _: replace(blobs(), digest="1" * 64), device=CPU)
+    store = Store(tmp_path)
+    ran = engine.run(plan.cells, store, here(store, lambda _: replace(blobs(), digest="1" * 64)))
+    assert {failure.why for failure in ran.failed} == {
+        "data set blobs has changed since the study was planned; run it again"
+    }
+    assert ran.done == 0
 
 
 def test_a_record_says_what_it_was_made_with(plan, tmp_path):

@@ -47,7 +47,17 @@ DataRoot = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
 Dtype = Annotated[str, typer.Option(help="Of training: auto, float32 or bfloat16. Attacks always run in float32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that share the cells; each has its part of the threads.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes that share the cells; each has its part of the threads. [default: 1]"),
+]
+Engine = Annotated[str, typer.Option(help="Who does the cells: here, or ray.")]
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster, or auto. [default: a Ray started here]")
+]
+GpusPerCell = Annotated[
+    float | None, typer.Option(min=0.01, help="Part of a GPU that a cell gets of Ray. [default: 1]")
+]
 Seed = Annotated[int | None, typer.Option(help="Run with this seed instead of the study's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only, no progress.")]
@@ -442,7 +452,10 @@ def study_run(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    engine: Engine = "here",
+    address: Address = None,
+    gpus_per_cell: GpusPerCell = None,
     seed: Seed = None,
     fresh: Fresh = False,
     output: Output = None,
@@ -453,7 +466,8 @@ def study_run(
     """Runs a study, or what is left of it, and writes its page."""
     from brittle.study import read
 
-    how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output, workers)
+    shared = {"workers": workers, "engine": engine, "address": address, "gpus_per_cell": gpus_per_cell}
+    how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output, **shared)
     study = read(name, _seeded(settings, seed), size)
     if dry_run:
         show_cells(study, how, every=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ err = Console(stderr=True)  # everything else
 
 
 class Bars:
-    """Shows a run as two bars, that of the study and that of the cell in work. A `brittle.engine.Watch`."""
+    """Shows a run: a bar for all of it, and one for each cell in work. A `brittle.engine.Watch`."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._lines = verbose or not err.is_terminal  # a finished cell leaves a line
@@ -37,8 +39,9 @@ class Bars:
             disable=quiet or not err.is_terminal,
         )
         self._all = self._bars.add_task("all", total=None, note="")
-        self._one = self._bars.add_task("", total=None, note="", visible=False)
-        self._cached = 0
+        self._work: TaskID | None = None  # of what is no cell
+        self._cells: dict[str, TaskID] = {}  # by key, of those in work
+        self._counts: Counter[str] = Counter()
         self._started = time.monotonic()
 
     def __enter__(self) -> Bars:
@@ -50,24 +53,40 @@ class Bars:
     ) -> None:
         self._bars.stop()
 
-    def begin(self, cell: Cell, number: int, total: int) -> None:
-        """A cell's work begins."""
+    def plan(self, cells: Sequence[Cell]) -> None:
+        """These will be brought into the store."""
+        self._hide_work()
         self._started = time.monotonic()
-        note = f"{self._cached} from the store" if self._cached else ""
-        self._bars.update(self._all, description=f"cell {number} of {total}", total=total, note=note)
-        self._bars.reset(self._one, description=escape(cell.title), total=None, visible=True, note="")
+        self._counts = Counter(total=len(cells))
+        self._bars.update(self._all, description=f"{len(cells)} cells", total=len(cells), completed=0)
 
-    def step(self, done: int, total: int, note: str = "") -> None:
-        """The cell has come this far."""
-        self._bars.update(self._one, completed=done, total=total, note=escape(note))
+    def begin(self, cell: Cell) -> None:
+        """A cell's work begins."""
+        self._hide_work()
+        self._cells[cell.key] = self._bars.add_task(escape(cell.title), total=None, note="")
+        self._tell()
 
-    def end(self, cell: Cell, cached: bool) -> None:
-        """The cell is in the store."""
-        self._bars.advance(self._all)
-        self._cached += cached
+    def step(self, cell: Cell, done: int, total: int, note: str = "") -> None:
+        """A cell has come this far."""
+        self._bars.update(self._cells[cell.key], completed=done, total=total, note=escape(note))
+
+    def end(self, cell: Cell, cached: bool, seconds: float = 0.0) -> None:
+        """A cell is in the store, after so many seconds of work."""
+        self._ended(cell)
+        self._counts["cached" if cached else "done"] += 1
+        if not cached:
+            self._counts["rows"] += _rows(cell)
+        self._tell()
         if self._lines and not cached and not self._quiet:
-            seconds = time.monotonic() - self._started
             err.print(f"{escape(cell.title)}: {seconds:.1f} s", highlight=False, soft_wrap=True)
+
+    def fail(self, cell: Cell, why: str) -> None:
+        """A cell cannot be done; the others go on."""
+        self._ended(cell)
+        self._counts["failed"] += 1
+        self._tell()
+        if self._lines and not self._quiet:
+            err.print(f"{escape(cell.title)}: failed", highlight=False, soft_wrap=True)
 
     def say(self, sentence: str) -> None:
         """Something the user should know."""
@@ -75,5 +94,37 @@ class Bars:
 
     def work(self, title: str) -> Progress:
         """A bar for work that is no cell, such as a download."""
-        self._bars.reset(self._one, description=escape(title), total=None, visible=True, note="")
-        return self.step
+        self._hide_work()
+        bar = self._work = self._bars.add_task(escape(title), total=None, note="")
+
+        def step(done: int, total: int, note: str = "") -> None:
+            self._bars.update(bar, completed=done, total=total, note=escape(note))
+
+        return step
+
+    def _hide_work(self) -> None:
+        if self._work is not None:
+            self._bars.update(self._work, visible=False)
+            self._work = None
+
+    def _ended(self, cell: Cell) -> None:
+        """Takes the cell's bar away."""
+        if cell.key in self._cells:
+            self._bars.remove_task(self._cells.pop(cell.key))
+
+    def _tell(self) -> None:
+        """The bar of the whole run."""
+        counts, seconds = self._counts, max(time.monotonic() - self._started, 1e-3)
+        said = [f"{counts['done']} done"]
+        said += [f"{counts['cached']} from the store"] * (counts["cached"] > 0)
+        said += [f"{len(self._cells)} in work"] * (len(self._cells) > 1)
+        said += [f"{counts['failed']} failed"] * (counts["failed"] > 0)
+        said += [f"{counts['rows'] / seconds:.3g} rows/s"] * (counts["rows"] > 0)
+        ended = counts["done"] + counts["cached"] + counts["failed"]
+        self._bars.update(self._all, completed=ended, note=", ".join(said))
+
+
+def _rows(cell: Cell) -> int:
+    """How many images an attack's cell is for."""
+    params = cell.params
+    return len(params["indices"]) if "indices" in params else params.get("stop", 0) - params.get("start", 0)

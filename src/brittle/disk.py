@@ -1,6 +1,6 @@
 """How the store writes and reads files: sealed records, hashed tensors, everything synced before it counts.
 
-Nothing here knows what a cell is. An OSError of something that was being written becomes an InputError, one line.
+Nothing here knows what a cell is. An OSError of something that was being written becomes a StoreError, one line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brittle.errors import InputError
+from brittle.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,7 @@ def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> dic
     try:
         save_file(_separate(tensors), path)
     except SafetensorError as error:  # its words for a full disk too; OSError is not among its parents
-        raise InputError(f"cannot write to {folder.parent}: {name}.safetensors: {error}") from error
+        raise StoreError(f"cannot write to {folder.parent}: {name}.safetensors: {error}") from error
     with path.open("r+b") as file:
         told = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         os.fsync(file.fileno())
@@ -192,7 +192,14 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {reason(error)}") from error
+        raise StoreError(f"cannot write to {folder}: {reason(error)}") from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error of whatever wrote says that the disk, or the quota, is full, or read-only."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    told = any(f"(os error {code})" in str(error) for code in codes)  # safetensors and torch have only words
+    return told or (isinstance(error, OSError) and error.errno in codes)
 
 
 def reason(error: Exception) -> str:

@@ -1,43 +1,65 @@
-"""Runs cells in this process: what is in the store is not done again, what is killed goes on where it was.
+"""Brings the cells of a plan into a store: parents before children, what is there not again, a failure not further than
+it reaches.
 
-Other processes may run the same cells at the same time: what one of them has in work is passed over, until it is done
-or free again.
+Which cell comes next is decided here, in one place; who does it are `Hands`: this process (`Here`), several
+(`brittle.processes`) or those of a Ray cluster (`brittle.on_ray`). Other processes may run the same cells on the same
+store at the same time: what one of them has in work rests here, until it is done or free again.
 """
 
 from __future__ import annotations
 
-import platform
-import sys
+import heapq
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
-import torch
+from brittle.cells import Cell
+from brittle.errors import InputError, StoreError
+from brittle.store import Store
+from brittle.working import End, Say, Step, Worker
 
-from brittle import __version__, cells
-from brittle.cells import Cell, Context, Outcome
-from brittle.data import Data
-from brittle.errors import InputError
-from brittle.store import Store, Stored
+POLL = 0.2  # seconds that a cell rests which another process has in work, and between looks where nothing is heard
+TRIES = 3  # of a cell whose process dies
 
-_POLL = 0.2  # seconds between looks at what other processes have in work
+
+class Hands(Protocol):
+    """Those who do cells."""
+
+    @property
+    def free(self) -> int:
+        """How many cells they would take now."""
+        ...
+
+    def take(self, cell: Cell) -> None:
+        """Begins a cell; returns at once."""
+
+    def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
+        """What has ended since it was last asked, waiting for something at most `timeout` seconds."""
+        ...
+
+    def close(self) -> None:
+        """Stops whatever is in work."""
 
 
 class Watch(Protocol):
     """Told what happens; see `Quiet` for one that shows nothing."""
 
-    def begin(self, cell: Cell, number: int, total: int) -> None:
-        """Work on `cell`, the `number`th of `total`, begins."""
+    def plan(self, cells: Sequence[Cell]) -> None:
+        """These will be brought into the store."""
 
-    def step(self, done: int, total: int, note: str = "") -> None:
-        """The cell that is being worked on has come this far."""
+    def begin(self, cell: Cell) -> None:
+        """Work on a cell begins."""
 
-    def end(self, cell: Cell, cached: bool) -> None:
-        """The cell is in the store; `cached`: it already was."""
+    def step(self, cell: Cell, done: int, total: int, note: str = "") -> None:
+        """A cell that is in work has come this far."""
+
+    def end(self, cell: Cell, cached: bool, seconds: float = 0.0) -> None:
+        """The cell is in the store, after so many seconds of work; `cached`: it already was."""
+
+    def fail(self, cell: Cell, why: str) -> None:
+        """The cell cannot be done."""
 
     def say(self, sentence: str) -> None:
         """Something the user should know, such as that a damaged cell is done again."""
@@ -48,12 +70,226 @@ class Quiet(Watch):
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What became of a run."""
+class Failure:
+    """A cell that could not be done.
 
-    done: int  # cells computed
-    cached: int  # cells that were in the store
+    Attributes:
+        cell: it.
+        why: one line.
+        trace: where it happened, of what is no mistake in the request; else empty.
+    """
+
+    cell: Cell
+    why: str
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a run.
+
+    Attributes:
+        done: cells computed; cached: cells that were in the store.
+        seconds: it took.
+        failed: cells that could not be done.
+        left: cells that need one of these.
+    """
+
+    done: int
+    cached: int
     seconds: float
+    failed: tuple[Failure, ...] = ()
+    left: tuple[Cell, ...] = ()
+
+
+@dataclass
+class Schedule:
+    """Which cells can be begun, in the order of the plan.
+
+    A cell is ready once its parents in the plan are done; a parent that is not in the plan is believed to be there.
+    """
+
+    cells: Sequence[Cell]
+    clock: Callable[[], float] = time.monotonic
+    running: set[str] = field(init=False, default_factory=set)
+    failed: dict[str, End] = field(init=False, default_factory=dict)
+    left: dict[str, Cell] = field(init=False, default_factory=dict)  # that need a failed one
+
+    def __post_init__(self) -> None:
+        self._places = {cell.key: place for place, cell in enumerate(self.cells)}
+        self._lacking = {
+            cell.key: {parent.key for parent in cell.parents.values() if parent.key in self._places}
+            for cell in self.cells
+        }
+        self._children: dict[str, list[str]] = {key: [] for key in self._places}
+        for key, parents in self._lacking.items():
+            for parent in parents:
+                self._children[parent].append(key)
+        self._ready = [place for key, place in self._places.items() if not self._lacking[key]]  # a heap of places
+        self._resting: list[tuple[float, int]] = []  # a heap of when to look again, and places
+        self._lost: Counter[str] = Counter()
+        self._open = set(self._places)  # neither done, nor failed, nor left
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self._open
+
+    @property
+    def waits(self) -> bool:
+        """Whether all that is left is in work in other processes, or needs what is."""
+        return bool(self._resting) and not self.running and not self._ready
+
+    def next(self) -> Cell | None:
+        """A cell to begin, None while there is none."""
+        while self._resting and self._resting[0][0] <= self.clock():
+            heapq.heappush(self._ready, heapq.heappop(self._resting)[1])
+        while self._ready:
+            cell = self.cells[heapq.heappop(self._ready)]
+            if cell.key in self._open and cell.key not in self.running and not self._lacking[cell.key]:
+                self.running.add(cell.key)
+                return cell
+        return None
+
+    def end(self, end: End) -> None:
+        """A cell that was begun has ended so."""
+        self.running.discard(end.key)
+        if end.how == "lost":
+            self._lost[end.key] += 1
+        if end.how in ("done", "cached"):
+            self.done(end.key)
+        elif end.how == "busy":
+            heapq.heappush(self._resting, (self.clock() + POLL, self._places[end.key]))
+        elif end.how == "lacks" and end.why in self._places:
+            self._again(end.why)
+        elif end.how == "lost" and self._lost[end.key] < TRIES:
+            heapq.heappush(self._ready, self._places[end.key])
+        else:
+            self._fail(end)
+
+    def done(self, key: str) -> None:
+        """A cell is in the store."""
+        self._open.discard(key)
+        for child in self._children[key]:
+            self._lacking[child].discard(key)
+            if not self._lacking[child] and child in self._open:
+                heapq.heappush(self._ready, self._places[child])
+
+    def _again(self, key: str) -> None:
+        """A cell that was in the store has gone or been damaged: it is to be done, and its children wait for it."""
+        self._open.add(key)
+        for child in self._children[key]:
+            if child in self._open:
+                self._lacking[child].add(key)
+        if not self._lacking[key] and key not in self.running:
+            heapq.heappush(self._ready, self._places[key])
+
+    def _fail(self, end: End) -> None:
+        if end.how == "lacks":
+            end = End(
+                end.key, "failed", f"cell {end.why[:8]}, which it needs, is not in the store or damaged; run again"
+            )
+        elif end.how == "lost":
+            end = End(end.key, "failed", f"{end.why}, {TRIES} times")
+        self.failed[end.key] = end
+        self._open.discard(end.key)
+        below = list(self._children[end.key])
+        while below:
+            key = below.pop()
+            if key in self._open:
+                self._open.discard(key)
+                self.left[key] = self.cells[self._places[key]]
+                below += self._children[key]
+
+
+class Here:
+    """This process, a cell at a time."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self._cell = worker, None
+
+    @property
+    def free(self) -> int:
+        """One, or none."""
+        return int(self._cell is None)
+
+    def take(self, cell: Cell) -> None:
+        """Notes the cell; it is done when it is asked what was heard."""
+        self._cell = cell
+
+    def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
+        """Does the cell."""
+        if self._cell is None:
+            return []
+        cell, self._cell = self._cell, None
+        return [self._worker.do(cell, lambda done, total, note="": tell(Step(cell.key, done, total, note)))]
+
+    def close(self) -> None:
+        """Nothing is in work."""
+
+
+def run(plan: Sequence[Cell], store: Store, hands: Hands, watch: Watch | None = None) -> Ran:
+    """Brings every cell of `plan` into the store, as far as that can be.
+
+    Args:
+        plan: cells, parents before children.
+        store: where finished cells lie; cells that are there and whole are not done again.
+        hands: who does the others, in this store. They are closed at the end, however that comes.
+        watch: told of progress.
+
+    Raises:
+        StoreError: if the store cannot be written. Cells finished before stay.
+    """
+    watch, started = watch or Quiet(), time.monotonic()
+    cells, schedule = {cell.key: cell for cell in plan}, Schedule(plan)
+    watch.plan(plan)
+    done = 0
+    for cell in plan:
+        if store.get(cell.key) is not None:
+            schedule.done(cell.key)
+            watch.end(cell, cached=True)
+        elif damage := store.damage(cell.key):
+            watch.say(f"{cell.title}: stored cell {cell.key[:8]} is damaged ({damage}); doing it again")
+    begun: set[str] = set()
+
+    def tell(news: Step | Say) -> None:
+        if isinstance(news, Say):
+            watch.say(news.sentence)
+        elif news.key in begun:
+            watch.step(cells[news.key], news.done, news.total, news.note)
+        else:
+            begun.add(news.key)
+            watch.begin(cells[news.key])
+
+    told = False
+    try:
+        while not schedule.over:
+            while hands.free and (cell := schedule.next()) is not None:
+                hands.take(cell)
+            ends = hands.heard(tell, POLL)
+            for end in ends:
+                if end.how == "stop":
+                    raise StoreError(end.why)
+                begun.discard(end.key)
+                schedule.end(end)
+                cell = cells[end.key]
+                if end.how in ("done", "cached"):
+                    done += end.how == "done"
+                    watch.end(cell, cached=end.how == "cached", seconds=end.seconds)
+                elif end.key in schedule.failed:
+                    watch.fail(cell, schedule.failed[end.key].why)
+                elif end.how == "lost":
+                    watch.say(f"{cell.title}: {end.why}; doing it again")
+            if schedule.waits and not told:
+                watch.say("waiting for another process that does the cells that are left")
+                told = True
+            if not ends and not schedule.running:
+                time.sleep(POLL)
+    finally:
+        hands.close()
+    failures = tuple(Failure(cells[key], end.why, end.trace) for key, end in schedule.failed.items())
+    cached = len(cells) - done - len(failures) - len(schedule.left)
+    return Ran(done, cached, time.monotonic() - started, failures, tuple(schedule.left.values()))
 
 
 def forget(plan: Sequence[Cell], store: Store) -> None:
@@ -61,113 +297,6 @@ def forget(plan: Sequence[Cell], store: Store) -> None:
     for cell in plan:
         store.discard(cell.key)
         store.clear_work(cell.key)
-
-
-def run(
-    plan: Sequence[Cell],
-    store: Store,
-    *,
-    load: Callable[[str], Data],
-    device: torch.device,
-    watch: Watch | None = None,
-) -> Ran:
-    """Brings every cell of `plan` into the store.
-
-    Args:
-        plan: cells, parents before children.
-        store: where finished cells lie; cells that are there and whole are not done again.
-        load: data set by name or path.
-        device: to compute on; its kind must be that in the cells' environments.
-        watch: told of progress.
-
-    Raises:
-        InputError: if the store cannot be written, the data has changed since the plan was made, or a cell's own work
-            raises one. Cells finished before stay.
-    """
-    watch = watch or Quiet()
-    started = time.monotonic()
-
-    @lru_cache(maxsize=2)
-    def data(place: str, digest: str) -> Data:
-        found = load(place)
-        if found.digest != digest:
-            raise InputError(f"data set {place} has changed since the study was planned; run it again")
-        return found
-
-    waiting, done, told = list(enumerate(plan, 1)), 0, False
-    while waiting:
-        turns = [(place, _turn(*place, len(plan), store, data, device, watch)) for place in waiting]
-        done += sum(turn == "done" for _, turn in turns)
-        waiting = [place for place, turn in turns if turn == "later"]
-        if len(waiting) == len(turns):  # all that is left is in work elsewhere, or needs what is
-            _check_parents([cell for _, cell in waiting], store)
-            if not told:
-                watch.say(f"{waiting[0][1].title}: waiting for another process that is doing it")
-            told = True
-            time.sleep(_POLL)
-    return Ran(done, len(plan) - done, time.monotonic() - started)
-
-
-def _check_parents(waiting: Sequence[Cell], store: Store) -> None:
-    """Raises InputError if a cell waits for one that was in the store, and that nobody will do again."""
-    keys = {cell.key for cell in waiting}
-    for cell in waiting:
-        for parent in cell.parents.values():
-            if parent.key not in keys and store.get(parent.key) is None:
-                raise InputError(
-                    f"{cell.title}: its stored cell {parent.key[:8]} has gone or been damaged meanwhile; run again"
-                )
-
-
-def _turn(
-    number: int,
-    cell: Cell,
-    total: int,
-    store: Store,
-    data: Callable[[str, str], Data],
-    device: torch.device,
-    watch: Watch,
-) -> Literal["done", "cached", "later"]:
-    """Brings a cell into the store, unless another process has it in work, or a cell that it needs."""
-    if store.get(cell.key) is not None:
-        watch.end(cell, cached=True)
-        return "cached"
-    parents = {role: store.get(parent.key) for role, parent in cell.parents.items()}
-    whole = {role: parent for role, parent in parents.items() if parent is not None}
-    if len(whole) < len(parents):
-        return "later"
-    with store.lock(cell.key, wait=False) as held:
-        if not held:
-            return "later"
-        if store.get(cell.key) is not None:
-            watch.end(cell, cached=True)
-            return "cached"
-        if damage := store.damage(cell.key):
-            watch.say(f"{cell.title}: stored cell {cell.key[:8]} is damaged ({damage}); doing it again")
-        watch.begin(cell, number, total)
-        context = Context(device, lambda: store.work(cell.key), data, watch.step)
-        keep(cell, store, device, lambda: cells.run(cell, whole, context))
-        watch.end(cell, cached=False)
-        return "done"
-
-
-def keep(cell: Cell, store: Store, device: torch.device, work: Callable[[], Outcome]) -> Stored:
-    """Stores what `work` computes, on a device, of a cell whose lock is held."""
-    started, clock = datetime.now(UTC), time.monotonic()
-    outcome = work()
-    record = {
-        "title": cell.title,
-        "function": cell.function,
-        "version": cell.version,
-        "params": dict(cell.params),
-        "parents": {role: parent.key for role, parent in cell.parents.items()},
-        "data": cell.digest,
-        "environment": dict(cell.environment),
-        "scalars": dict(outcome.scalars),
-        "provenance": provenance(device)
-        | {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
-    }
-    return store.put(cell.key, record, outcome.tensors)
 
 
 def recall(store: Store, key: str) -> Cell:
@@ -191,25 +320,3 @@ def recall(store: Store, key: str) -> Cell:
     if cell.key != key:
         raise InputError(f"cell {key[:8]} ({cell.title}) was made by another version of brittle; make it again")
     return cell
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, machine and number of threads: what the last bits of a result may depend on."""
-    return {
-        "brittle": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-    }
-
-
-def _processor() -> str:
-    """The CPU's name and its widest instructions for tensors."""
-    name = platform.processor() or platform.machine()
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

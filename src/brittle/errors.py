@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class StoreError(InputError):
+    """The store cannot be written: no cell that is left to do could be kept."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An error for a name that is none of `known`, with the nearest of them first.
 

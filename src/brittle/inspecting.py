@@ -167,7 +167,7 @@ def _audited(
     bars: Bars,
 ) -> Stored:
     """One norm: from the store where it is there, else from where an audit that was killed had come."""
-    from brittle import engine
+    from brittle import engine, working
     from brittle.audit_cells import audited
     from brittle.cells import Outcome
 
@@ -180,7 +180,7 @@ def _audited(
     told = _told(bars.work(f"audit, {words}"), how)
     with store.lock(cell.key):
         folder = store.work(cell.key)
-        made = store.get(cell.key) or engine.keep(
+        made = store.get(cell.key) or working.keep(
             cell, store, device, lambda: Outcome(*audited(model, reference, data, cell.params, folder, told))
         )
     if not (how.quiet or how.as_json):
@@ -227,6 +227,7 @@ def _plain_twin(asked: Question, store: Store) -> Cell | None:
 def _trained_twin(asked: Question, data: Data, device: torch.device, store: Store, bars: Bars) -> Cell | None:
     """The plain twin, where it is in the store; with `--reference train` it is brought there."""
     from brittle import engine
+    from brittle.working import Worker
 
     try:
         twin = _plain_twin(asked, store)
@@ -242,7 +243,9 @@ def _trained_twin(asked: Question, data: Data, device: torch.device, store: Stor
             raise InputError(
                 f"--reference {TRAIN} needs the data that cell {asked.model} learned from, got {data.name}"
             )
-        engine.run([twin], store, load=lambda _: data, device=device, watch=bars)
+        ran = engine.run([twin], store, engine.Here(Worker(store, lambda _: data, device)), bars)
+        for failure in ran.failed:
+            raise InputError(f"{failure.cell.title}: {failure.why}")
     return twin if twin and store.get(twin.key) else None
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,16 +14,20 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from brittle.console import Bars, err, out
-from brittle.errors import InputError
+from brittle.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import torch
 
     from brittle.cells import Cell
     from brittle.data import Data
+    from brittle.engine import Hands, Ran
     from brittle.plan import Plan
     from brittle.store import Store
     from brittle.study import Study
+
+
+ENGINES = ("here", "ray")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,19 @@ class Request:
     verbose: bool = False
     fresh: bool = False
     output: Path | None = None
-    workers: int = 1
+    workers: int | None = None
+    engine: str = "here"
+    address: str | None = None
+    gpus_per_cell: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        for name, value in (("--address", self.address), ("--gpus-per-cell", self.gpus_per_cell)):
+            if value is not None and self.engine != "ray":
+                raise InputError(f"{name} goes with --engine ray, got {value} for the engine {self.engine}")
+        if self.address is not None and self.workers is not None:
+            raise InputError(f"--workers is for a Ray that is started here; that at {self.address} has its own")
 
     def open_store(self) -> Store:
         """The store that was asked for."""
@@ -55,9 +70,30 @@ class Request:
 
         from brittle.training import resolve_device
 
-        if self.threads is not None or self.workers > 1:
-            torch.set_num_threads(self.threads or max(1, (os.cpu_count() or 1) // self.workers))
+        if self.threads is not None or (self.workers or 1) > 1:
+            torch.set_num_threads(self.threads or max(1, (os.cpu_count() or 1) // (self.workers or 1)))
+        if self.engine == "ray" and self.device.startswith("cuda"):
+            return torch.device("cuda")  # which this machine need not have
         return resolve_device(self.device)
+
+    def hands(self, study: Study, store: Store, load: Callable[[str], Data], device: torch.device) -> Hands:
+        """Who does the cells: this process; with several workers so many others; or a Ray cluster's."""
+        import torch
+
+        from brittle import engine
+        from brittle.on_ray import Ray
+        from brittle.processes import Processes
+        from brittle.working import Worker, Workplace
+
+        threads = self.threads or (1 if self.engine == "ray" else torch.get_num_threads())
+        path = tuple(os.path.abspath(folder) for folder in sys.path)
+        place = Workplace(store.root, self.data_root, study.layout, device.type, threads, path)
+        if self.engine == "ray":
+            gpus = (self.gpus_per_cell or 1.0) if device.type == "cuda" else 0.0
+            return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus)
+        if (self.workers or 1) > 1:
+            return Processes(place, self.workers or 1)
+        return engine.Here(Worker(store, load, device))
 
     def load(self, study: Study, bars: Bars) -> Callable[[str], Data]:
         """Loads a data set once, with a bar."""
@@ -82,7 +118,11 @@ Given = Callable[["Data"], Mapping[str, "Cell"]]
 
 
 def run_study(study: Study, how: Request, given: Given | None = None) -> None:
-    """Runs a study into the store, then prints its table and writes its page."""
+    """Runs a study into the store, then prints its table and writes its page.
+
+    Raises:
+        InputError: if cells failed, after all that does not need them has been done and shown.
+    """
     from brittle import engine
     from brittle.report import claims
 
@@ -97,46 +137,29 @@ def run_study(study: Study, how: Request, given: Given | None = None) -> None:
         store.write_study(study.name, plan.record)
         if how.fresh:
             engine.forget(plan.cells, store)
-        with _hands(how, study, plan.cells):
-            ran = engine.run(plan.cells, store, load=load, device=device, watch=bars)
+        ran = engine.run(plan.cells, store, how.hands(study, store, load, device), bars)
     if not how.quiet and not how.as_json:
         was = f"{ran.done} cells computed, {ran.cached} from the store, {ran.seconds:.1f} s"
         err.print(f"[dim]{was}[/]", highlight=False)
-    report_study(store, study.name, how)
+    if ran.done + ran.cached > 1:  # more than the rows
+        report_study(store, study.name, how)
+    if ran.failed:
+        raise _failed(ran, how)
 
 
-@contextmanager
-def _hands(how: Request, study: Study, cells: Sequence[Cell]) -> Iterator[None]:
-    """All workers but this process, at the same cells while it is; stopped when it fails or is stopped.
-
-    A cell that fails in one of them is free again, and fails here when its turn comes: here it is said.
-    """
-    started = multiprocessing.get_context("spawn")
-    hands = [started.Process(target=_lend, args=(how, study, cells), daemon=True) for _ in range(how.workers - 1)]
-    for hand in hands:
-        hand.start()
-    try:
-        yield
-        for hand in hands:
-            hand.join()
-    finally:
-        for hand in hands:
-            hand.terminate()
-
-
-def _lend(how: Request, study: Study, cells: Sequence[Cell]) -> None:
-    """What a worker process does; it says nothing, and ends with the process that began it."""
-    from brittle import engine
-
-    class Orphaned(engine.Quiet):
-        def step(self, done: int, total: int, note: str = "") -> None:
-            parent = multiprocessing.parent_process()
-            if parent is not None and not parent.is_alive():
-                raise KeyboardInterrupt
-
-    with suppress(InputError, KeyboardInterrupt), Bars(quiet=True) as bars:
-        load = how.load(study, bars)
-        engine.run(cells, how.open_store(), load=load, device=how.torch_device(), watch=Orphaned())
+def _failed(ran: Ran, how: Request) -> InputError:
+    """What failed, in one line after a line for each of the others; with --verbose where."""
+    for number, failure in enumerate(ran.failed):
+        if number:
+            err.print(
+                f"[red]failed:[/] {escape(failure.cell.title)}: {escape(failure.why)}", highlight=False, soft_wrap=True
+            )
+        if how.verbose:
+            err.print(escape(failure.trace), highlight=False, soft_wrap=True)
+    said = f"{ran.failed[0].cell.title}: {ran.failed[0].why}"
+    others = [f"other cells that failed: {len(ran.failed) - 1}"] * (len(ran.failed) > 1)
+    others += [f"cells left out, as they need what failed: {len(ran.left)}"] * (len(ran.left) > 0)
+    return InputError("; ".join([said, *others, *["the same command goes on from here"] * (len(others) > 0)]))
 
 
 def report_study(store: Store, name: str, how: Request) -> None:

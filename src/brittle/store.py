@@ -31,7 +31,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from brittle import disk
-from brittle.errors import InputError, unknown
+from brittle.errors import InputError, StoreError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor  # importing torch takes a second, and much that reads a store needs no tensor
@@ -104,7 +104,7 @@ class Store:
     """A folder of finished cells that several processes may read and write at once.
 
     Makes nothing on disk before the first write. Everything that writes (`put`, `discard`, `lock`, `work`,
-    `clear_work`, `clean`, `write_study`) raises InputError, one line with the folder and the system's reason, where it
+    `clear_work`, `clean`, `write_study`) raises StoreError, one line with the folder and the system's reason, where it
     cannot; everything else works on a store that is read-only or not there. A key that is not 32 hexadecimal
     characters is an InputError everywhere.
     """
@@ -144,7 +144,7 @@ class Store:
 
         Raises:
             ValueError: if the record or a name is not as above; says where.
-            InputError: if the store cannot be written; nothing of the cell is left then.
+            StoreError: if the store cannot be written; nothing of the cell is left then.
         """
         disk.check_record(record)
         for name in tensors:
@@ -337,7 +337,7 @@ class Store:
         """Renames a whole folder to its cell; if another process finished the same cell meanwhile, theirs stays."""
         record, sentence = disk.read_record(folder)
         if record is None:
-            raise InputError(f"cannot read back what was written to {folder.parent}: {sentence}")
+            raise StoreError(f"cannot read back what was written to {folder.parent}: {sentence}")
         signatures = {name: disk.signature(folder / name, told) for name, told in record["files"].items()}
         for _ in range(20):  # a second turn only where a damaged cell is in the way, a third only by others' doing
             try:
@@ -352,7 +352,7 @@ class Store:
                 disk.sync_folder(folder.parent)
                 self._whole[key] = signatures  # a rename changes neither size nor time: no need to hash again
                 return Stored(key, self._cell(key), record)
-        raise InputError(f"cannot write to {folder.parent}: others keep putting damaged cells in the place of {key}")
+        raise StoreError(f"cannot write to {folder.parent}: others keep putting damaged cells in the place of {key}")
 
     def _discard(self, key: str) -> int:
         """Renames a cell away and deletes it: the bytes it held."""

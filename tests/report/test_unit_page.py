@@ -9,6 +9,7 @@ from brittle.plan import expand
 from brittle.report import gather
 from brittle.report.page import html
 from brittle.store import Store
+from brittle.working import Worker
 
 TABLES = {
     "name": "tiny",
@@ -29,7 +30,7 @@ def store(tmp_path_factory):
     data, made = blobs(), Store(tmp_path_factory.mktemp("store"))
     plan = expand(study.check(TABLES, "tiny"), data, device="cpu", dtype="float32")
     made.write_study("tiny", plan.record)
-    engine.run(plan.cells, made, load=lambda _: data, device=torch.device("cpu"))
+    engine.run(plan.cells, made, engine.Here(Worker(made, lambda _: data, torch.device("cpu"))))
     return made
 
 

@@ -23,6 +23,7 @@ from brittle.auditing.gradients import MATERIAL, Gradients, gradient_of
 from brittle.networks import seeded
 
 ROWS = 200  # looked at where every row would add little
+STARTS = 5  # of the walk in a two-class problem, at least
 WITHOUT_GRADIENTS = ("random noise", "transfer from the reference", "squares", "Song's algorithm 2")
 
 
@@ -377,7 +378,8 @@ def binarization(battery: Battery, *, rows: int = 16) -> Check:
 
     A linear readout of the model's last features is made to tell one point on the border of the ball from 200 points
     within half its radius; an attack from the image must cross what lies between. Zimmermann et al. 2022, section 3,
-    with fewer points.
+    with fewer points. The walk begins anew where it gets stuck, as the battery's walks together do: a single one misses
+    one in eight on an adversarially trained network of MNIST.
     """
     ledger = battery.ledger
     chosen = (ledger.size > 0).nonzero().flatten()[:rows]
@@ -398,8 +400,9 @@ def binarization(battery: Battery, *, rows: int = 16) -> Check:
                     loss="margin",
                     decay=True,
                     step_size=battery.eps / 4,
-                    random_start=False,
-                    steps=battery.budget.steps,
+                    steps=battery.budget.strong,
+                    restarts=max(STARTS, battery.budget.restarts),
+                    seed=battery.seed,
                 )
                 made, hit = made + 1, hit + int(found.success.item())
         return made, hit
