@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from brittle.cli import app
 from brittle.networks import build, papernot_mnist
+from brittle.running import duration
 from brittle.store import Store
 
 LITTLE = ["--set", "audits.quick.rows=20"]
@@ -75,7 +76,39 @@ def test_json_is_json_and_nothing_else(brittle, finished):
 def test_a_dry_run_does_nothing(brittle, tmp_path):
     done = brittle("study", "run", "quickstart", "--dry-run")
     assert "20 cells, 0 in the store, 20 to do" in done.stdout
+    assert "to do: about " in done.stdout
+    assert "MB of disk" in done.stdout
     assert not (tmp_path / "home").exists()
+
+
+def test_a_dry_run_of_what_is_done_costs_nothing(brittle, finished):
+    done = brittle("study", "run", "quickstart", *SMALL, "--store", finished, "--dry-run")
+    assert "29 in the store, 0 to do" in done.stdout
+    assert "about" not in done.stdout
+    rows = json.loads(brittle("study", "run", "quickstart", "--dry-run", "--store", finished, "--json").stdout)
+    assert all(("cost" in row) != row["stored"] for row in rows)
+    assert min(row["cost"]["seconds"] for row in rows if not row["stored"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--engine", "dask"], "unknown engine 'dask'"),
+        (["--address", "auto"], "--address goes with --engine ray, got auto for the engine here"),
+        (["--gpus-per-cell", "0.5"], "--gpus-per-cell goes with --engine ray"),
+        (["--engine", "ray", "--address", "x:1", "--workers", "2"], "--workers is for a Ray that is started here"),
+    ],
+)
+def test_engines_that_do_not_fit_are_refused(brittle, arguments, said):
+    assert said in one_line(brittle("study", "run", "quickstart", *arguments, code=2))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.42, "0.4 s"), (12, "12 s"), (90, "1.5 min"), (3600, "1 h"), (130_000, "36 h"), (900_000, "10 days")],
+)
+def test_durations_are_said_in_the_unit_that_fits(seconds, said):
+    assert duration(seconds) == said
 
 
 def test_status_counts_what_is_there(brittle, finished):

@@ -58,6 +58,8 @@ FLOORS = [
     "study",
     "plan",
     "working",
+    "estimating.rates",
+    "estimating.counting",
     "estimating",
     "engine",
     "processes",

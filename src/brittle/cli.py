@@ -18,7 +18,7 @@ from rich.table import Table
 
 from brittle.console import Bars, err, out
 from brittle.errors import InputError
-from brittle.running import Given, Request, report_study, run_study, show_cells
+from brittle.running import Given, Request, foresee, report_study, run_study, show_cells
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
@@ -446,7 +446,9 @@ def study_run(
     name: Annotated[str, typer.Argument(help="A built-in study, or a .toml file.")],
     size: Size = None,
     settings: Settings = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and what it costs, and do nothing.")
+    ] = False,
     store: StoreDir = None,
     data_root: DataRoot = None,
     device: Device = "auto",
@@ -470,7 +472,7 @@ def study_run(
     how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output, **shared)
     study = read(name, _seeded(settings, seed), size)
     if dry_run:
-        show_cells(study, how, every=True)
+        foresee(study, how)
     else:
         run_study(study, how)
 

@@ -157,8 +157,9 @@ def _do(place: Workplace, cell: Cell, news: Any) -> End:
 
 def _connected(address: str | None, workers: int | None) -> Any:
     """The module `ray`, connected to a cluster."""
-    alone = {} if address else ALONE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ.update(alone)  # Ray reads them when it is imported, its processes when they are started
+    if address is None:  # Ray reads these when it is imported, its processes when they are started
+        os.environ.update(ALONE)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
     except ImportError as error:

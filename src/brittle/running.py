@@ -6,8 +6,8 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from brittle.cells import Cell
     from brittle.data import Data
     from brittle.engine import Hands, Ran
+    from brittle.estimating import Cost
     from brittle.plan import Plan
     from brittle.store import Store
     from brittle.study import Study
@@ -76,8 +77,22 @@ class Request:
             return torch.device("cuda")  # which this machine need not have
         return resolve_device(self.device)
 
-    def hands(self, study: Study, store: Store, load: Callable[[str], Data], device: torch.device) -> Hands:
-        """Who does the cells: this process; with several workers so many others; or a Ray cluster's."""
+    def costs(
+        self, cells: Sequence[Cell], data: Data, device: torch.device, store: Store, bars: Bars
+    ) -> Mapping[str, Cost]:
+        """What cells cost on this machine, by key."""
+        from brittle.estimating import estimate, measured
+
+        rates = measured(cells, data, device, progress=bars.work("timing this machine"))
+        return estimate(cells, data, rates, store)
+
+    def hands(
+        self, study: Study, store: Store, load: Callable[[str], Data], device: torch.device, memory: Mapping[str, float]
+    ) -> Hands:
+        """Who does the cells: this process; with several workers so many others; or a Ray cluster's.
+
+        `memory`: bytes that Ray keeps free for a cell, by key.
+        """
         import torch
 
         from brittle import engine
@@ -90,7 +105,7 @@ class Request:
         place = Workplace(store.root, self.data_root, study.layout, device.type, threads, path)
         if self.engine == "ray":
             gpus = (self.gpus_per_cell or 1.0) if device.type == "cuda" else 0.0
-            return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus)
+            return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus, memory=memory)
         if (self.workers or 1) > 1:
             return Processes(place, self.workers or 1)
         return engine.Here(Worker(store, load, device))
@@ -137,7 +152,11 @@ def run_study(study: Study, how: Request, given: Given | None = None) -> None:
         store.write_study(study.name, plan.record)
         if how.fresh:
             engine.forget(plan.cells, store)
-        ran = engine.run(plan.cells, store, how.hands(study, store, load, device), bars)
+        memory: Mapping[str, float] = {}
+        if how.engine == "ray" and device.type == "cpu":
+            left = [cell for cell in plan.cells if store.get(cell.key) is None]
+            memory = {key: cost.memory for key, cost in how.costs(left, loaded, device, store, bars).items()}
+        ran = engine.run(plan.cells, store, how.hands(study, store, load, device, memory), bars)
     if not how.quiet and not how.as_json:
         was = f"{ran.done} cells computed, {ran.cached} from the store, {ran.seconds:.1f} s"
         err.print(f"[dim]{was}[/]", highlight=False)
@@ -186,14 +205,57 @@ def show_cells(study: Study, how: Request, *, every: bool) -> None:
     store = how.open_store()
     with Bars(quiet=how.quiet or how.as_json) as bars:
         plan = how.plan(study, how.torch_device(), how.load(study, bars)(study.data), None)
-    stored = {cell.key: store.get(cell.key) is not None for cell in plan.cells}
+    _show(study.name, plan.cells, {cell.key for cell in plan.cells if store.get(cell.key) is not None}, {}, how, every)
+
+
+def foresee(study: Study, how: Request) -> None:
+    """Says what a study would do here, and what that would cost."""
+    from brittle.estimating import longest, total
+
+    store = how.open_store()
+    with Bars(quiet=how.quiet or how.as_json) as bars:
+        device = how.torch_device()
+        data = how.load(study, bars)(study.data)
+        cells = how.plan(study, device, data, None).cells
+        stored = {cell.key for cell in cells if store.get(cell.key) is not None}
+        left = [cell for cell in cells if cell.key not in stored]
+        costs = how.costs(left, data, device, store, bars)
+    _show(study.name, cells, stored, costs, how, every=True)
+    if how.as_json or not left:
+        return
+    whole, workers = total(costs.values()), how.workers or 1
+    seconds = max(whole.seconds / workers, longest(left, costs))
+    by = f" by {workers} workers" if workers > 1 else ""
+    out.print(f"to do{by}: about {duration(seconds)} on this machine, as busy as it is now;", highlight=False)
+    out.print(
+        f"{whole.operations:.1e} operations, {workers * whole.memory / 1e9:.1f} GB of memory, "
+        f"{whole.disk / 1e6:.1f} MB of disk",
+        highlight=False,
+    )
+
+
+def _show(
+    name: str, cells: Sequence[Cell], stored: Collection[str], costs: Mapping[str, Cost], how: Request, every: bool
+) -> None:
+    """Prints the cells, those that are not stored with what they cost where that is known."""
     if how.as_json:
-        rows = [{"key": cell.key, "title": cell.title, "stored": stored[cell.key]} for cell in plan.cells]
-        out.print_json(json.dumps(rows))
+        rows = [{"key": cell.key, "title": cell.title, "stored": cell.key in stored} for cell in cells]
+        told = [row | ({"cost": asdict(costs[row["key"]])} if row["key"] in costs else {}) for row in rows]
+        out.print_json(json.dumps(told))
         return
     if every:
-        for cell in plan.cells:
-            mark = "in the store" if stored[cell.key] else "to do"
-            out.print(f"{cell.key[:12]}  {mark:<12}  {escape(cell.title)}", highlight=False)
-    done = sum(stored.values())
-    out.print(f"{study.name}: {len(stored)} cells, {done} in the store, {len(stored) - done} to do", highlight=False)
+        for cell in cells:
+            took = duration(costs[cell.key].seconds) if cell.key in costs else ""
+            mark = "in the store" if cell.key in stored else "to do"
+            line = f"{cell.key[:12]}  {mark:<12}  {took:>8}  {escape(cell.title)}"
+            out.print(line, highlight=False, soft_wrap=True)
+    done = sum(cell.key in stored for cell in cells)
+    out.print(f"{name}: {len(cells)} cells, {done} in the store, {len(cells) - done} to do", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """'0.4 s', '12 s', '3.5 min', '2.1 h', '15 days'."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size or (unit != "days" and seconds >= size):
+            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -74,9 +74,9 @@ class Stored:
         """
         if f"{name}.safetensors" not in self.record["files"]:
             raise unknown("tensors", name, [Path(file).stem for file in self.record["files"]])
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
-        return load_file(self.folder / f"{name}.safetensors", device="cpu")
+        return load((self.folder / f"{name}.safetensors").read_bytes())  # of small files thrice as fast as `load_file`
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,10 +66,23 @@ def computed(said: str) -> int:
 
 
 def at_work(home: Path, running: subprocess.Popen[str]) -> bool:
-    """Waits until the command has a cell in work, or has ended; whether it runs."""
-    while running.poll() is None and not list(home.glob("locks/*.lock")):
+    """Waits until the command, or a worker of its, has a cell in work, or has ended; whether it runs.
+
+    A lock file alone says nothing: those of killed processes stay.
+    """
+    while running.poll() is None and not any(holds(home, pid) for pid in (running.pid, *children(running.pid, ""))):
         time.sleep(0.01)
     return running.poll() is None
+
+
+def holds(home: Path, pid: int) -> bool:
+    """Whether a process has the lock of a cell open."""
+    for handle in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):
+            path = Path(os.readlink(handle))
+            if path.parent == home / "locks" and path.suffix == ".lock":
+                return True
+    return False
 
 
 def begun(home: Path, cells: int, running: subprocess.Popen[str]) -> None:
@@ -301,7 +314,7 @@ def children(pid: int, word: str) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if word in (entry / "cmdline").read_text().replace("\0", " "):
+            if word in command_of(int(entry.name)):
                 found.append(int(entry.name))
         except (OSError, ValueError):
             continue
@@ -314,6 +327,14 @@ def children(pid: int, word: str) -> list[int]:
         return False
 
     return [one for one in found if below(one)]
+
+
+def command_of(pid: int) -> str:
+    """A process's command line; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 # Ray ----------------------------------------------------------------------------------------------------------------
@@ -341,7 +362,7 @@ def ray_workers_killed(folder: Path, times: int = 4, seed: int = 0) -> Survived:
     draw, home, kills = random.Random(seed), folder / "ray-workers", 0
     with cluster() as (ray, _):
         running = begin(home, "--engine", "ray", "--address", ray.address)
-        while at_work(home, running) and kills < times:
+        while running.poll() is None and kills < times:
             time.sleep(draw.uniform(0.5, 2))
             victims = children(os.getpid(), "ray::train") or children(os.getpid(), "ray::song")
             if victims:
@@ -371,13 +392,13 @@ def ray_driver_killed(folder: Path) -> Survived:
     home = folder / "ray-driver"
     running = begin(home, "--engine", "ray", "--workers", "2")
     begun(home, 8, running)
-    below = children(running.pid, "ray")
+    below = [pid for pid in children(running.pid, "ray") if "Agent" not in command_of(pid)]  # two idle ones stay
     running.kill()
     running.communicate()
     before, until = made(home), time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in below) and time.monotonic() < until:
+    while any(map(command_of, below)) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()], "processes of Ray outlive the command"
+    assert not any(map(command_of, below)), "processes of Ray outlive the command"
     finish(begin(home, "--engine", "ray", "--workers", "2"))
     kept(before, home)
     assert cells_of(home) == whole()
