@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -158,6 +159,9 @@ def _do(place: Workplace, cell: Cell, news: Any) -> End:
 def _connected(address: str | None, workers: int | None) -> Any:
     """The module `ray`, connected to a cluster."""
     if address is None:  # Ray reads these when it is imported, its processes when they are started
+        if sys.modules.get("ray") and any(os.environ.get(name) != value for name, value in ALONE.items()):
+            told = " ".join(f"{name}={value}" for name, value in ALONE.items())
+            raise InputError(f"ray was imported before it could be told to listen on loopback only: set {told} first")
         os.environ.update(ALONE)
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:

@@ -345,7 +345,8 @@ def cluster(nodes: int = 2) -> Iterator[tuple[Any, list[Any]]]:
     """A Ray cluster on this machine that listens on loopback only, and its nodes of one processor each."""
     from brittle.on_ray import ALONE
 
-    os.environ.update(ALONE | {"RAY_AUTH_TOKEN": "0" * 64})
+    os.environ.update(ALONE)
+    os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)  # Ray keeps the first that a process has
     from ray.cluster_utils import Cluster
 
     ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

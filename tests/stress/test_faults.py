@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_disk_that_takes_no_more_is_said_in_one_line(tmp_path: Path, fault: Ca
         pytest.skip(str(error))
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install '.[ray]'")
 @pytest.mark.parametrize("fault", [faults.ray_workers_killed, faults.ray_node_killed, faults.ray_driver_killed])
 def test_what_ray_loses_is_done_again_and_nothing_else(tmp_path: Path, fault: Callable[[Path], Survived]):
-    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
     fault(tmp_path)

@@ -83,7 +83,7 @@ def _slower(cells: Sequence[Cell], counting: Counting, store: Store, here: Rates
             continue
         cell = _recall(key, store, recalled)
         if cell is not None and _alike(cell) in wanted:
-            found[_alike(cell)].append(made["seconds"] / counting.cost(cell).seconds)
+            found[_alike(cell)].append(max(made["seconds"], 1e-3) / counting.cost(cell).seconds)
     return {kind: statistics.median(factors) for kind, factors in found.items()}
 
 
