@@ -9,10 +9,26 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from making import brittle, made_with, pictures, success_table
 
 HERE = Path(__file__).parent
+
+
+def audits(results: dict[str, Any]) -> str:
+    """The verdicts as a table, in percent."""
+    lines = [
+        "| model | verdict | clean | common attack | everything | undefended |",
+        "| --- | --- " + "| ---: " * 4 + "|",
+    ]
+    for model in results["models"]:
+        (found,) = model["audits"]
+        verdict = ": ".join(filter(None, (found["verdict"]["kind"], ", ".join(found["verdict"]["causes"]))))
+        shares = (found["door"]["accuracy"], found["common"], found["left"], found["reference"])
+        told = [f"{100 * share['value']:.0f}" if share else "–" for share in shares]
+        lines.append(f"| {model['label']} | {verdict} | {' | '.join(told)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -34,6 +50,10 @@ when run again. {made_with(results)}
 Percent, with 95 % Wilson intervals. Attacks: share fooled, of the images that the model had right before.
 
 {success_table(results)}
+
+The audits, budget quick: share of 100 test images that stay right when every pixel may change by up to 0.3.
+
+{audits(results)}
 
 ![How small the gradients are, and what float32 rounds to zero](demo-gradients.png)
 
