@@ -65,3 +65,11 @@ def test_where_ray_is_not_installed_that_is_said(tmp_path: Path, monkeypatch: py
 def test_an_address_without_a_cluster_is_said(tmp_path: Path):
     with pytest.raises(InputError, match="no Ray at nowhere: "):
         Ray(Workplace(tmp_path / "store"), address="nowhere")
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_ray_without_what_a_cell_needs_is_said(tmp_path: Path):
+    with pytest.raises(InputError, match=r"the Ray at this machine has no 0\.5 of a GPU for a cell"):
+        Ray(Workplace(tmp_path / "store"), workers=1, gpus_per_cell=0.5)

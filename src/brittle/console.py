@@ -61,8 +61,9 @@ class Bars:
         self._bars.update(self._all, description=f"{len(cells)} cells", total=len(cells), completed=0)
 
     def begin(self, cell: Cell) -> None:
-        """A cell's work begins."""
+        """A cell's work begins, or begins anew."""
         self._hide_work()
+        self._ended(cell)
         self._cells[cell.key] = self._bars.add_task(escape(cell.title), total=None, note="")
         self._tell()
 

@@ -7,6 +7,7 @@ tensors go through the store. Ray does a task anew, elsewhere, whose process or 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import sys
@@ -57,21 +58,24 @@ class Ray:
         self._news = ray.remote(num_cpus=0, max_restarts=-1)(_News).remote()
         self._task = ray.remote(num_cpus=1, num_gpus=gpus_per_cell, max_retries=TRIES - 1)(_do)
         self._work: dict[Any, Cell] = {}  # by the reference to what will come back
-        self._looked, self._places, self._asked = -_LOOK, 0, 0.0
+        self._asked = 0.0
+        self._look()
+        if not self._places:
+            self.close()
+            what = f"{gpus_per_cell:g} of a GPU" if gpus_per_cell else "a processor"
+            raise InputError(f"the Ray at {address or 'this machine'} has no {what} for a cell")
 
     @property
     def free(self) -> int:
         """As many as can be done at a time, and as many again that wait at the cluster: else it waits for them."""
         if time.monotonic() - self._looked > _LOOK:
-            self._looked = time.monotonic()
-            has = self._ray.cluster_resources()
-            places = has.get("CPU", 0.0)
-            self._places = int(min(places, has.get("GPU", 0.0) / self._gpus) if self._gpus else places)
+            self._look()
         return 2 * self._places - len(self._work)
 
     def take(self, cell: Cell) -> None:
         """Gives a cell to the cluster."""
-        memory = {"memory": int(self._memory[cell.key])} if cell.key in self._memory else {}
+        asked = min(self._memory.get(cell.key, 0.0), self._most)  # more than a machine has would wait for ever
+        memory = {"memory": int(asked)} if asked else {}
         self._work[self._task.options(name=cell.title, **memory).remote(self._place, cell, self._news)] = cell
 
     def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
@@ -92,6 +96,14 @@ class Ray:
         self._work.clear()
         self._ray.kill(self._news)
         self._ray.shutdown()
+
+    def _look(self) -> None:
+        """How many cells the cluster has places for, and the memory of its largest machine."""
+        self._looked = time.monotonic()
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
+        gpus = [node.get("GPU", 0.0) / self._gpus if self._gpus else math.inf for node in nodes]
+        self._places = sum(int(min(node.get("CPU", 0.0), most)) for node, most in zip(nodes, gpus, strict=True))
 
     def _ended(self, reference: Any) -> End:
         cell = self._work.pop(reference)
