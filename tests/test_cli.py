@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 from seen import one_line
+from stress.faults import cells_of
 from typer.testing import CliRunner
 
 from brittle.cli import app
@@ -296,16 +297,6 @@ def command(home: Path, *arguments: str) -> subprocess.Popen:
     line = [sys.executable, "-c", code, "study", "run", "quickstart", *arguments, "--store", str(home), "-v"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def cells_of(home: Path) -> dict[str, dict]:
-    """What every cell holds: its scalars, and the sha256 of its files; but for how long an audit's attacks took."""
-    store = Store(home)
-    found = {key: store.get(key) for key in store.keys()}  # noqa: SIM118
-    for cell in found.values():
-        for step in cell.scalars.get("audit", {}).get("steps", []) if cell else []:
-            del step["seconds"]
-    return {key: {"scalars": cell.scalars, "files": cell.record["files"]} for key, cell in found.items() if cell}
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from brittle.networks import mlp, papernot_mnist, pseudo_alexnet
 from brittle.plan import expand
 from brittle.progress import silent
 from brittle.store import Store
-from brittle.working import keep, provenance
+from brittle.working import keep, provenance, told
 
 CPU = torch.device("cpu")
 
@@ -65,16 +65,7 @@ def kind(cell: Cell) -> str:
 def put(store: Store, plan: Sequence[Cell], seconds: dict[str, float], **made) -> None:
     """Stores empty cells, which took so many seconds."""
     for cell in plan:
-        record = {
-            "title": cell.title,
-            "function": cell.function,
-            "version": cell.version,
-            "params": dict(cell.params),
-            "parents": {role: parent.key for role, parent in cell.parents.items()},
-            "data": cell.digest,
-            "environment": dict(cell.environment),
-            "provenance": provenance(CPU) | {"seconds": seconds[cell.key]} | made,
-        }
+        record = {**told(cell), "provenance": provenance(CPU) | {"seconds": seconds[cell.key]} | made}
         store.put(cell.key, record, {})
 
 

@@ -17,6 +17,11 @@ class StoreError(InputError):
     """The store cannot be written: no cell that is left to do could be kept."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An error for a name that is none of `known`, with the nearest of them first.
 

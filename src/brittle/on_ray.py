@@ -19,7 +19,7 @@ from typing import Any
 
 from brittle.cells import Cell
 from brittle.engine import TRIES
-from brittle.errors import InputError
+from brittle.errors import InputError, first_line
 from brittle.working import End, Say, Step, Worker, Workplace
 
 _OFTEN = 0.5  # seconds between two steps that a cell tells of, and between looks at what was told
@@ -110,7 +110,7 @@ class Ray:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayError as error:  # Ray has tried it as often as it may
-            return End(cell.key, "lost", next(iter(str(error).strip().splitlines()), type(error).__name__))
+            return End(cell.key, "lost", first_line(error))
 
     def _tell(self, tell: Callable[[Step | Say], None]) -> None:
         self._asked = time.monotonic()
@@ -184,6 +184,5 @@ def _connected(address: str | None, workers: int | None) -> Any:
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
     except Exception as error:  # a ConnectionError, a RuntimeError, a ValueError, as it finds
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"no Ray at {address or 'this machine'}: {why}") from error
+        raise InputError(f"no Ray at {address or 'this machine'}: {first_line(error)}") from error
     return ray

@@ -18,7 +18,7 @@ import torch
 from brittle import __version__, cells, data, disk
 from brittle.cells import Cell, Context, Outcome
 from brittle.data import Data
-from brittle.errors import InputError, StoreError
+from brittle.errors import InputError, StoreError, first_line
 from brittle.progress import Progress
 from brittle.store import Store, Stored
 from brittle.training import resolve_device
@@ -93,8 +93,8 @@ class Worker:
             return End(cell.key, "failed", str(error))
         except Exception as error:  # a defect, here or in the user's own function: the other cells go on
             if disk.is_full(error):
-                return End(cell.key, "stop", f"cannot write to {self.store.root}: {_line(error)}")
-            return End(cell.key, "failed", f"{type(error).__name__}: {_line(error)}", traceback.format_exc())
+                return End(cell.key, "stop", f"cannot write to {self.store.root}: {first_line(error)}")
+            return End(cell.key, "failed", f"{type(error).__name__}: {first_line(error)}", traceback.format_exc())
 
     def _locked(self, cell: Cell, progress: Progress) -> End:
         if self.store.get(cell.key) is not None:
@@ -154,6 +154,17 @@ def keep(cell: Cell, store: Store, device: torch.device, work: Callable[[], Outc
     started, clock = datetime.now(UTC), time.monotonic()
     outcome = work()
     record = {
+        **told(cell),
+        "scalars": dict(outcome.scalars),
+        "provenance": provenance(device)
+        | {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
+    }
+    return store.put(cell.key, record, outcome.tensors)
+
+
+def told(cell: Cell) -> dict[str, Any]:
+    """What a record says of how its cell was asked for."""
+    return {
         "title": cell.title,
         "function": cell.function,
         "version": cell.version,
@@ -161,11 +172,7 @@ def keep(cell: Cell, store: Store, device: torch.device, work: Callable[[], Outc
         "parents": {role: parent.key for role, parent in cell.parents.items()},
         "data": cell.digest,
         "environment": dict(cell.environment),
-        "scalars": dict(outcome.scalars),
-        "provenance": provenance(device)
-        | {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
     }
-    return store.put(cell.key, record, outcome.tensors)
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -189,8 +196,3 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).strip().splitlines()), "no more is known")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from brittle.attacks.result import BATCH, logits_in_batches
 from brittle.data import Split
-from brittle.errors import InputError
+from brittle.errors import InputError, first_line
 from brittle.measures import Share, accuracy
 from brittle.networks import frozen, logits_of, parameter_dtype
 
@@ -103,8 +103,7 @@ def _check_outputs(model: nn.Module, images: Tensor, labels: Tensor) -> None:
             with frozen(model), torch.no_grad():
                 outputs = model(batch.to(parameter_dtype(model)))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"the model fails on images {tuple(batch.shape)}: {line}") from error
+            raise InputError(f"the model fails on images {tuple(batch.shape)}: {first_line(error)}") from error
         if not isinstance(outputs, Tensor):
             raise InputError(f"the model must return one tensor of logits, got a {type(outputs).__name__}")
         if outputs.ndim != 2 or len(outputs) != len(batch) or outputs.shape[1] < 2:

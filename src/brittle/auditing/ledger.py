@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -75,9 +76,7 @@ class Ledger:
     def _save(self, path: Path) -> None:
         kept = {"size": self.size.cpu(), "adversarial": self.adversarial.cpu().contiguous()}
         temporary = path.with_name(path.name + ".tmp")
-        save_file(
-            kept, temporary, {"request": self._digest(), "done": json.dumps(self.done), "by": json.dumps(self.by)}
-        )
+        save_file(kept, temporary, {"request": self._digest, "done": json.dumps(self.done), "by": json.dumps(self.by)})
         os.replace(temporary, path)
 
     def _restore(self, path: Path) -> None:
@@ -86,7 +85,7 @@ class Ledger:
             with safe_open(path, "pt") as file:
                 told = file.metadata()
                 size, adversarial = file.get_tensor("size"), file.get_tensor("adversarial")
-            if told["request"] != self._digest():
+            if told["request"] != self._digest:
                 return
             done, by = json.loads(told["done"]), json.loads(told["by"])
         except Exception:  # safetensors raises its own kinds for what it cannot read
@@ -94,6 +93,7 @@ class Ledger:
         self.size, self.adversarial = size.to(self.size.device), adversarial.to(self.images)
         self.done, self.by = done, by
 
+    @cached_property
     def _digest(self) -> str:
         hashed = hashlib.sha256(f"{self.request} {self.norm} {self.seed} {tuple(self.images.shape)}".encode())
         for values in (self.images, self.labels):

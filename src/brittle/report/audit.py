@@ -40,6 +40,7 @@ LIMITS = (
 )
 LACKING = "Give an undefended network of the same shape and training with --reference."
 WORDS = {"robust": "Robust", "masked": "Masked", "broken": "Broken", "inconclusive": "Inconclusive"}
+COLOURS = {"robust": "green", "masked": "red", "broken": "red", "inconclusive": "yellow"}  # of a terminal
 _RANK = ("robust", "inconclusive", "broken", "masked")  # the last is the worst
 
 
@@ -125,10 +126,9 @@ def terminal(audits: Sequence[Record], about: Record) -> str:
     """The same in a terminal, with rich's markup."""
     from rich.markup import escape
 
-    colours = {"robust": "green", "masked": "red", "broken": "red", "inconclusive": "yellow"}
     lines = []
     for record in audits:
-        colour = colours[record["verdict"]["kind"]]
+        colour = COLOURS[record["verdict"]["kind"]]
         lines += [f"[bold {colour}]{escape(headline(record))}[/]", f"[dim]{escape(bound(record))}[/]"]
         lines += [escape(one) for one in reasons(record)[:6]] + [""]
         for one in numbers(record):

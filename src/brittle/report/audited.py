@@ -10,7 +10,6 @@ from brittle.report import audit
 from brittle.report.contents import Audited, Model, Report
 
 _LACKING = "This one is not set beside an undefended network."
-_COLOURS = {"robust": "green", "masked": "red", "broken": "red", "inconclusive": "yellow"}
 
 
 def all_of(report: Report) -> list[tuple[Model, Audited]]:
@@ -45,7 +44,7 @@ def table(report: Report) -> Table | None:
         record, kind = one.record, one.record["verdict"]["kind"]
         shares = [record["door"]["accuracy"], record["common"], record["left"], record["reference"]]
         causes = ", ".join(record["verdict"]["causes"])
-        verdict = f"[{_COLOURS[kind]}]{kind}[/]"
+        verdict = f"[{audit.COLOURS[kind]}]{kind}[/]"
         shown.add_row(_title(model, one, report), verdict, causes, *(audit.percent(share) for share in shares))
     return shown
 
