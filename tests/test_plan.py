@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from problems import TABLES, blobs
 
@@ -248,6 +250,14 @@ def test_what_is_penalised_is_part_of_the_key_unless_it_is_what_always_was():
     assert key({}, decay_on="weights") == base
     assert key({"decay_on": "weights"}, decay_on="output") == base
     assert key({}, decay_on="output") == key({"decay_on": "output"}) != base
+
+
+def test_warm_up_and_clipping_are_part_of_the_key_where_they_are_used():
+    def key(**training):
+        return expanded(training=training, models={"plain": {}}, attacks={}).cells[1].key
+
+    assert key() == key(warmup=0.0, clip_norm=math.inf)
+    assert len({key(), key(warmup=1.0), key(clip_norm=0.5), key(warmup=1.0, clip_norm=0.5)}) == 4
 
 
 def test_what_is_penalised_may_be_a_list():

@@ -47,6 +47,9 @@ def by_hand(
     nesterov: bool,
     weight_decay: float,
     learning_rate_decay: float = 0.0,
+    schedule: str = "constant",
+    warmup: float = 0.0,
+    clip_norm: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """Full-batch gradient descent of a linear classifier, as Sutskever et al. 2013 and PyTorch write momentum."""
     speeds, losses = [np.zeros_like(weights), np.zeros_like(biases)], []
@@ -55,10 +58,15 @@ def by_hand(
         shares = powers / powers.sum(1, keepdims=True)
         losses.append(-(targets * np.log(shares)).sum(1).mean())
         error = (shares - targets) / temperature / len(images)
-        gradients = [error.T @ images + weight_decay * weights, error.sum(0)]
+        gradients = [error.T @ images, error.sum(0)]
+        norm = math.sqrt(sum((gradient**2).sum() for gradient in gradients))  # of the loss, without the penalty
+        gradients = [gradient * min(1.0, clip_norm / norm) for gradient in gradients]
+        gradients[0] = gradients[0] + weight_decay * weights
         speeds = [momentum * speed + gradient for speed, gradient in zip(speeds, gradients, strict=True)]
         pushes = [g + momentum * s for g, s in zip(gradients, speeds, strict=True)] if nesterov else speeds
         rate = 0.5 / (1 + learning_rate_decay * step)  # as Keras has it
+        rate *= min(1.0, (step + 1) / warmup) if warmup else 1.0  # one step is one epoch here
+        rate *= 1 - step / steps if schedule == "linear" else 1.0
         weights, biases = weights - rate * pushes[0], biases - rate * pushes[1]
     return weights, biases, losses
 
@@ -74,6 +82,10 @@ def by_hand(
         {"temperature": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.3},
         {"temperature": 5.0, "momentum": 0.5, "nesterov": True, "weight_decay": 0.3},
         {"temperature": 1.0, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "learning_rate_decay": 0.4},
+        {"temperature": 1.0, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0, "warmup": 2.0},
+        {"temperature": 1.0, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "schedule": "linear"},
+        {"temperature": 1.0, "momentum": 0.5, "nesterov": False, "weight_decay": 0.3, "clip_norm": 0.05},
+        {"temperature": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "clip_norm": 1e3},
     ],
 )
 @pytest.mark.parametrize("steps", [1, 3])
@@ -242,7 +254,8 @@ def test_a_training_interrupted_between_epochs_resumes_to_the_same_bits(tmp_path
         if done == 8:
             raise KeyboardInterrupt
 
-    options = {"nesterov": True, "weight_decay": 0.1, "learning_rate_decay": 0.01}
+    options = {"nesterov": True, "weight_decay": 0.1, "learning_rate_decay": 0.01, "warmup": 1.5, "clip_norm": 0.5}
+    options |= {"schedule": "linear"}
     whole, checkpoint = trained(**options), tmp_path / "half.safetensors"
     with pytest.raises(KeyboardInterrupt):
         trained(**options, checkpoint=checkpoint, progress=stop)
@@ -287,7 +300,15 @@ def test_a_finished_training_is_read_and_not_repeated(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 1}, {"temperature": 3.0}, {"learning_rate": 0.2}, {"epochs": 9}],
+    [
+        {"seed": 1},
+        {"temperature": 3.0},
+        {"learning_rate": 0.2},
+        {"epochs": 9},
+        {"warmup": 1.0},
+        {"clip_norm": 0.1},
+        {"schedule": "linear"},
+    ],
     ids=lambda other: next(iter(other)),
 )
 def test_a_checkpoint_of_another_request_is_not_gone_on_from(tmp_path: Path, other: dict[str, Any]):
@@ -353,6 +374,10 @@ def test_divergence_says_when_and_what_to_try():
         ({"learning_rate": 0.0}, r"learning_rate must be positive and finite, got 0\.0"),
         ({"learning_rate": math.inf}, "learning_rate must be positive and finite, got inf"),
         ({"learning_rate_decay": -1.0}, r"learning_rate_decay must be at least 0, got -1\.0"),
+        ({"warmup": -1.0}, r"warmup must be at least 0, got -1\.0"),
+        ({"clip_norm": 0.0}, r"clip_norm must be positive, got 0\.0"),
+        ({"clip_norm": math.nan}, "clip_norm must be positive, got nan"),
+        ({"schedule": "linaer"}, "unknown schedule 'linaer': did you mean 'linear'"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1\.0"),
         ({"momentum": math.nan}, r"momentum must lie in \[0, 1\), got nan"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum above 0"),

@@ -6,6 +6,7 @@ them. `plan` expands it; what a cell does stands in `cells`.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -18,7 +19,7 @@ from brittle import naming
 from brittle.auditing.battery import BUDGETS
 from brittle.errors import InputError, unknown
 from brittle.softmax import check_arithmetic
-from brittle.training import check_decay_on, check_setting
+from brittle.training import LATER, check_choice, check_setting
 
 Numbers = float | list[float]
 Integers = int | list[int]
@@ -38,8 +39,11 @@ class Training(_Table):
     batch_size: Integers = 128
     learning_rate: Numbers = 0.1
     learning_rate_decay: Numbers = 0.0
+    schedule: str | list[str] = "constant"
+    warmup: Numbers = 0.0
     momentum: Numbers = 0.5
     nesterov: bool | list[bool] = False
+    clip_norm: Numbers = math.inf
     weight_decay: Numbers = 0.0
     decay_on: str | list[str] = "weights"
 
@@ -49,7 +53,9 @@ class Training(_Table):
         "batch_size",
         "learning_rate",
         "learning_rate_decay",
+        "warmup",
         "momentum",
+        "clip_norm",
         "weight_decay",
         mode="after",
     )
@@ -59,11 +65,11 @@ class Training(_Table):
             check_setting(str(info.field_name), one)
         return value
 
-    @field_validator("decay_on", mode="after")
+    @field_validator("decay_on", "schedule", mode="after")
     @classmethod
-    def _decays(cls, value: str | list[str]) -> str | list[str]:
+    def _is_choice(cls, value: str | list[str], info: ValidationInfo) -> str | list[str]:
         for one in listed(value):
-            check_decay_on(one)
+            check_choice(str(info.field_name), one)
         return value
 
 
@@ -297,10 +303,7 @@ def chosen(study: Study, model: Model) -> dict[str, Any]:
     """The model's training settings: its own where it has them, else the study's."""
     own = model.model_dump(exclude_unset=True, exclude={"teacher"})
     chosen = study.training.model_dump() | own
-    for name, default in (("decay_on", "weights"), ("learning_rate_decay", 0.0)):
-        if chosen[name] == default:  # unsaid, so that cells from before there was a choice keep their keys
-            del chosen[name]
-    return chosen
+    return {name: value for name, value in chosen.items() if name not in LATER or value != LATER[name]}
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:

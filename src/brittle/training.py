@@ -26,6 +26,16 @@ from brittle.softmax import check_temperature
 
 DTYPES = ("auto", "float32", "bfloat16")
 DecayOn = Literal["weights", "output"]
+Schedule = Literal["constant", "linear"]
+# Settings that came later, and what they were before. That value is left out of keys and checkpoints, so that older
+# ones keep their names.
+LATER: dict[str, float | str] = {
+    "decay_on": "weights",
+    "learning_rate_decay": 0.0,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "clip_norm": math.inf,
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,11 @@ def fit(
     batch_size: int = 128,
     learning_rate: float = 0.1,
     learning_rate_decay: float = 0.0,
+    schedule: Schedule = "constant",
+    warmup: float = 0.0,
     momentum: float = 0.5,
     nesterov: bool = False,
+    clip_norm: float = math.inf,
     weight_decay: float = 0.0,
     decay_on: DecayOn = "weights",
     seed: int = 0,
@@ -109,7 +122,13 @@ def fit(
         learning_rate: > 0, of the first step.
         learning_rate_decay: >= 0; step s, counted from 0, has learning_rate / (1 + learning_rate_decay * s), as Keras'
             SGD had its `decay`.
+        schedule: 'linear' lets the learning rate also fall linearly, to 0 after the last step; 'constant' does not.
+        warmup: epochs, >= 0, over which the learning rate rises linearly from near 0 to what it would be without
+            (Goyal et al. 2017).
         momentum: in [0, 1); nesterov: with Nesterov's correction.
+        clip_norm: > 0. A gradient whose L2 norm over all parameters is larger is scaled down to this norm (Pascanu et
+            al. 2013). Single gradients of a ReLU network can be ten times the usual ones, and one step along such a
+            gradient can switch off most units of a layer for good.
         weight_decay: L2 penalty, gradient weight_decay * w, >= 0. Lasagne's l2 has no half: its 0.01 is 0.02 here.
         decay_on: what is penalised, never a bias: 'weights' all weights; 'output' those of the last layer alone, which
             is the last parameter of two dimensions or more in the network's order, as in Song's std_CNN.py.
@@ -132,8 +151,11 @@ def fit(
     settings |= {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     for name, value in settings.items():
         check_setting(name, value)
-    check_setting("learning_rate_decay", learning_rate_decay)
-    check_decay_on(decay_on)
+    later = {"learning_rate_decay": learning_rate_decay, "warmup": warmup, "clip_norm": clip_norm}
+    for name, value in later.items():
+        check_setting(name, value)
+    check_choice("decay_on", decay_on)
+    check_choice("schedule", schedule)
     if nesterov and momentum == 0:
         raise InputError(f"nesterov needs a momentum above 0, got {momentum}")
     targets = _targets(data, labels)
@@ -148,10 +170,10 @@ def fit(
     steps = math.ceil(len(train) / batch_size)
     history: list[Epoch] = []
     told = {**settings, "nesterov": nesterov, "seed": seed, "autocast": autocast}
-    if decay_on != "weights":  # unsaid, so that trainings begun before there was a choice go on
-        told["decay_on"] = decay_on
-    if learning_rate_decay:
-        told["learning_rate_decay"] = learning_rate_decay
+    chosen_later = {**later, "decay_on": decay_on, "schedule": schedule}
+    told |= {name: value for name, value in chosen_later.items() if value != LATER[name]}
+    if schedule == "linear":
+        told["steps"] = epochs * steps
     request = "" if checkpoint is None else _request(told, network, data, targets)
     with seeded(seed):  # dropout and, from the CPU's generator, the order of the images
         if checkpoint is not None and checkpoint.exists():
@@ -164,15 +186,21 @@ def fit(
                 with torch.autocast(chosen.type, torch.bfloat16, enabled=autocast):
                     logits = network(train.images[rows])
                 loss = F.cross_entropy(logits.float() / temperature, targets[rows])
+                made = epoch * steps + step
+                rate = learning_rate / (1 + learning_rate_decay * made)
+                rate *= min(1.0, (made + 1) / (warmup * steps)) if warmup else 1.0
+                rate *= 1 - made / (epochs * steps) if schedule == "linear" else 1.0
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate / (1 + learning_rate_decay * (epoch * steps + step))
+                    group["lr"] = rate
                 optimizer.zero_grad()
                 loss.backward()
+                if clip_norm < math.inf:
+                    nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
                 optimizer.step()
                 total += loss.detach() * len(rows)
                 if time.monotonic() - started > 0.2:
                     _check_finite(loss.item(), epoch, learning_rate)
-                    progress(epoch * steps + step + 1, epochs * steps, _note(loss.item(), history))
+                    progress(made + 1, epochs * steps, _note(loss.item(), history))
                     started = time.monotonic()
             mean = total.item() / len(train)
             _check_finite(mean, epoch, learning_rate)
@@ -192,10 +220,11 @@ def check_setting(name: str, value: float) -> None:
         raise InputError(f"{name} must {_RANGES[name][1]}, got {value}")
 
 
-def check_decay_on(decay_on: str) -> None:
-    """Raises InputError if `decay_on` is not one of `fit`'s."""
-    if decay_on not in get_args(DecayOn):
-        raise unknown("decay_on", decay_on, get_args(DecayOn))
+def check_choice(name: str, value: str) -> None:
+    """Raises InputError if `value` is none of the choices for the setting of `fit` called `name`."""
+    choices = get_args({"decay_on": DecayOn, "schedule": Schedule}[name])
+    if value not in choices:
+        raise unknown(name, value, choices)
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -205,6 +234,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "momentum": (lambda value: 0 <= value < 1, "lie in [0, 1)"),
     "weight_decay": (lambda value: math.isfinite(value) and value >= 0, "be at least 0"),
     "learning_rate_decay": (lambda value: math.isfinite(value) and value >= 0, "be at least 0"),
+    "warmup": (lambda value: math.isfinite(value) and value >= 0, "be at least 0"),
+    "clip_norm": (lambda value: value > 0, "be positive"),
 }
 
 
