@@ -22,11 +22,6 @@ EARLIER = {  # of the train cells, in float32 on the CPU, as 0.1.0 had them befo
         "b1b84add14a6b331b32da2786a094aac",
         "01ee2e50dc0db1a81ea0db86d35d4ab0",
     ],
-    "quickstart": [
-        "161475c0a32628c66024c4828410d3f1",
-        "a3fadcc0c522bd899499032b8a942d40",
-        "b2bc8dd40d7dde838a619f2d5dacf788",
-    ],
 }
 
 

@@ -18,7 +18,7 @@ from brittle.units import telling_layers
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's cells, parents before children, and the record by which a report finds them again."""
+    """A study's cells, model by model, parents before children, and the record by which a report finds them again."""
 
     cells: tuple[Cell, ...]
     record: Mapping[str, Any]
@@ -56,10 +56,8 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
             if name in given:
                 temperature = float(given[name].params.get("temperature", 1.0))
                 variants[name] = [_Variant({}, 0, temperature, given[name])]
-                cells.append(given[name])
-                continue
-            variants[name] = list(_variants(study, name, seed, variants, data.digest, trained))
-            cells += [cell for v in variants[name] for cell in (*v.cell.parents.values(), v.cell)]
+            else:
+                variants[name] = list(_variants(study, name, seed, variants, data.digest, trained))
         for name in study.models:
             for variant in variants[name]:
                 entry, follow = _follow(study, name, variant, seed, select, data, environment)
@@ -76,23 +74,24 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
         "rows": select.key,
         "models": models,
     }
-    unique = {cell.key: cell for cell in cells}
-    ordered = sorted(unique.values(), key=lambda cell: _STAGES[cell.function])  # stable: parents stay before children
-    return Plan(tuple(ordered), record)
+    return Plan(tuple(_parents_first(cells)), record)
 
 
-_STAGES = {
-    "select": 0,
-    "train": 1,
-    "adopt": 1,
-    "label": 1,
-    "measure": 2,
-    "attack": 3,
-    "units": 3,
-    "carriers": 3,
-    "masks": 3,
-    "audit": 4,
-}
+def _parents_first(cells: Sequence[Cell]) -> list[Cell]:
+    """Each cell once, in the given order, but after those that it needs.
+
+    So the models come one after another, each with all that is asked of it, and a run has its first results early.
+    """
+    placed: dict[str, Cell] = {}
+    waiting = list(reversed(cells))
+    while waiting:
+        cell = waiting[-1]
+        lacking = [parent for parent in cell.parents.values() if parent.key not in placed]
+        if lacking and cell.key not in placed:
+            waiting += reversed(lacking)
+        else:
+            placed.setdefault(cell.key, waiting.pop())
+    return list(placed.values())
 
 
 def _follow(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from brittle.console import Bars, err, out
+from brittle.console import Bars, duration, err, out
 from brittle.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 ENGINES = ("here", "ray")
+FEW = 3  # cells, of which no more are timed before they are run: that takes longer than it tells
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,16 @@ class Request:
         """The device that was asked for, with the number of threads set."""
         import torch
 
+        from brittle.threads import idle_cores
         from brittle.training import resolve_device
 
-        if self.threads is not None or (self.workers or 1) > 1:
-            torch.set_num_threads(self.threads or max(1, (os.cpu_count() or 1) // (self.workers or 1)))
+        torch.set_num_threads(self.threads or max(1, idle_cores() // (self.workers or 1)))
         if self.engine == "ray" and self.device.startswith("cuda"):
             return torch.device("cuda")  # which this machine need not have
         return resolve_device(self.device)
 
     def costs(
-        self, cells: Sequence[Cell], data: Data, device: torch.device, store: Store, bars: Bars
+        self, cells: Sequence[Cell], data: Data, device: torch.device, store: Store | None, bars: Bars
     ) -> Mapping[str, Cost]:
         """What cells cost on this machine, by key."""
         from brittle.estimating import estimate, measured
@@ -152,10 +153,13 @@ def run_study(study: Study, how: Request, given: Given | None = None) -> None:
         store.write_study(study.name, plan.record)
         if how.fresh:
             engine.forget(plan.cells, store)
-        memory: Mapping[str, float] = {}
-        if how.engine == "ray" and device.type == "cpu":
-            left = [cell for cell in plan.cells if store.get(cell.key) is None]
-            memory = {key: cost.memory for key, cost in how.costs(left, loaded, device, store, bars).items()}
+        left = [cell for cell in plan.cells if store.get(cell.key) is None]
+        costs = how.costs(left, loaded, device, None, bars) if len(left) > FEW else {}
+        bars.expect(
+            {key: cost.seconds for key, cost in costs.items()}, how.workers or 1, functools.partial(_news, store)
+        )
+        on_ray = how.engine == "ray" and device.type == "cpu"
+        memory = {key: cost.memory for key, cost in costs.items()} if on_ray else {}
         ran = engine.run(plan.cells, store, how.hands(study, store, load, device, memory), bars)
     if not how.quiet and not how.as_json:
         was = f"{ran.done} cells computed, {ran.cached} from the store, {ran.seconds:.1f} s"
@@ -164,6 +168,14 @@ def run_study(study: Study, how: Request, given: Given | None = None) -> None:
         report_study(store, study.name, how)
     if ran.failed:
         raise _failed(ran, how)
+
+
+def _news(store: Store, cell: Cell) -> str | None:
+    """What a finished cell has to say at once: an audit its verdict."""
+    from brittle.report.audit import headline
+
+    stored = store.get(cell.key) if cell.function == "audit" else None
+    return None if stored is None else f"{cell.title}: {headline(stored.scalars['audit'])}"
 
 
 def _failed(ran: Ran, how: Request) -> InputError:
@@ -251,11 +263,3 @@ def _show(
             out.print(line, highlight=False, soft_wrap=True)
     done = sum(cell.key in stored for cell in cells)
     out.print(f"{name}: {len(cells)} cells, {done} in the store, {len(cells) - done} to do", highlight=False)
-
-
-def duration(seconds: float) -> str:
-    """'0.4 s', '12 s', '3.5 min', '2.1 h', '15 days'."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size or (unit != "days" and seconds >= size):
-            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

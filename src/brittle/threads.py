@@ -53,7 +53,7 @@ def _ticks() -> tuple[int, int] | None:
 
 
 def _quotas() -> list[float]:
-    """The cores that control groups allow, of the process's own group and those above it; empty if there is no limit."""
+    """The cores that the process's control group, and each group above it, allows; empty if there is no limit."""
     quotas = []
     with suppress(OSError, ValueError, IndexError):
         own = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()[-1].split(":", 2)[2].lstrip("/")
