@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from brittle.errors import InputError, unknown
+from brittle.softmax import TEMPERATURES
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,6 +36,7 @@ Seed = Annotated[int, Range(lambda value: 0 <= value < 2**63, "of at least 0 and
 Positive = Annotated[float, Range(lambda value: value > 0, "above 0")]
 NonNegative = Annotated[float, Range(lambda value: value >= 0, "of at least 0")]
 Portion = Annotated[float, Range(lambda value: 0 < value <= 1, "above 0 and at most 1")]
+Temperature = Annotated[float, Range(lambda value: TEMPERATURES[0] <= value <= TEMPERATURES[1], "from 1e-30 to 1e30")]
 Strengths = Annotated[Sequence[NonNegative], Range(lambda values: len(values) > 0, "and not empty")]
 
 
