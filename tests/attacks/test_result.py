@@ -12,7 +12,7 @@ import torch
 from problems import Brightness, Constant, Counting, IdentityLogits, condition, convnet, linear, pictures
 from torch import Tensor, nn
 
-from brittle.attacks.result import BATCH, AttackResult, door, measured, predictions
+from brittle.attacks.result import BATCH, AttackResult, check_request, measured, predictions
 from brittle.errors import InputError
 
 IMAGES = pictures(2)
@@ -49,38 +49,38 @@ LABELS = torch.tensor([0, 1])
 def test_a_request_that_cannot_be_met_says_what_came(wrong: dict[str, Any], message: str):
     request = {"model": convnet(), "images": IMAGES, "labels": LABELS, "targets": None, **wrong}
     with pytest.raises(InputError, match=message):
-        door(**request)
+        check_request(**request)
 
 
 def test_a_model_that_returns_probabilities_is_told_of():
     model = nn.Sequential(convnet(), nn.Softmax(1))
     with pytest.warns(UserWarning, match="outputs look like probabilities"):
-        door(model, IMAGES, LABELS)
+        check_request(model, IMAGES, LABELS)
 
 
 def test_logits_that_are_no_probabilities_pass_in_silence():
     hot = IMAGES.new_tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        door(convnet(), IMAGES, LABELS)
-        door(Constant((0.0, 0.0)), IMAGES, LABELS)  # in [0, 1], but they sum to 0
-        door(IdentityLogits(1.1), hot, LABELS)  # one-hot but for a rounding too large to be one
-        door(Constant((1.5, -0.5)), IMAGES, LABELS)  # sum to 1, but not in [0, 1]
+        check_request(convnet(), IMAGES, LABELS)
+        check_request(Constant((0.0, 0.0)), IMAGES, LABELS)  # in [0, 1], but they sum to 0
+        check_request(IdentityLogits(1.1), hot, LABELS)  # one-hot but for a rounding too large to be one
+        check_request(Constant((1.5, -0.5)), IMAGES, LABELS)  # sum to 1, but not in [0, 1]
 
 
 def test_rounding_just_outside_0_and_1_is_let_in():
     images = IMAGES.clone()
     images[0, 0, 0, :2] = torch.tensor([-1e-7, 1 + 1e-7])
-    assert door(convnet(), images, LABELS).shape == (2, 4)
+    assert check_request(convnet(), images, LABELS).clean.shape == (2, 4)
     images[0, 0, 0, 0] = -1e-5
     with pytest.raises(InputError, match="must lie in"):
-        door(convnet(), images, LABELS)
+        check_request(convnet(), images, LABELS)
 
 
 def test_the_door_gives_the_clean_logits_and_leaves_the_model_as_it_was():
     model = convnet(dropout=0.5)
     before = condition(model)
-    found = door(model, IMAGES, LABELS, 1 - LABELS)
+    found = check_request(model, IMAGES, LABELS, 1 - LABELS)
     assert condition(model) == before
     assert not found.requires_grad
     torch.testing.assert_close(found, model.eval()(IMAGES).detach())

@@ -35,7 +35,7 @@ class Streams:
         """As many streams, by their number."""
         return cls(_mixed(_mixed(torch.arange(count, device=device)) + _signed(seed * GAMMA)))
 
-    def rows(self, rows: Tensor) -> Streams:
+    def of_rows(self, rows: Tensor) -> Streams:
         """Those of `rows` (n,)."""
         return Streams(self.keys[rows])
 
