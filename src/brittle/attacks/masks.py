@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.attacks.options import Count, Positive, Seed, Strengths, checked
-from brittle.attacks.result import BATCH, AttackResult, Bound, Request, check_request, frozen, logits_of
+from brittle.attacks.result import BATCH, AttackResult, Bound, Request, check_request, checked_images, frozen, logits_of
 from brittle.errors import InputError, unknown
 from brittle.networks import input_gradient
 from brittle.progress import Progress, part, silent
@@ -122,11 +122,11 @@ def borrowed_mask(
         etas: the paper has one, that which takes most examples to the target: `optimal_eta`.
     """
     asked = check_request(model, images, labels, targets)
-    if examples.ndim != 4 or examples.shape[1:] != images.shape[1:] or len(examples) == 0:
-        expected = f"(N, {', '.join(map(str, images.shape[1:]))}) with N >= 1, as the images are"
-        raise InputError(f"examples must be {expected}, got {tuple(examples.shape)}")
-    lenders = examples.detach().to(asked.images)[nearest(asked.images, examples.detach())]
-    _outputs(model, lenders)  # they must be images, too
+    examples = checked_images("examples", examples).to(asked.images)
+    if examples.shape[1:] != images.shape[1:]:
+        expected = f"(N, {', '.join(map(str, images.shape[1:]))})"
+        raise InputError(f"examples must be {expected}, as the images are, got {tuple(examples.shape)}")
+    lenders = examples[nearest(asked.images, examples)]
     return _searched(asked, _linear(asked, asked.model, lenders, of), etas, clip, progress)
 
 
@@ -282,7 +282,7 @@ def learned_mask(
     outputs = _outputs(model, examples)
     if not 0 <= target < outputs:
         raise InputError(f"target must lie in 0..{outputs - 1}, got {target}")
-    examples = examples.detach().to(torch.promote_types(examples.dtype, torch.float32))
+    examples = checked_images("examples", examples)
     mask = torch.zeros_like(examples[0]).requires_grad_(True)
     optimizer = torch.optim.Adam([mask], lr=learning_rate)
     steps = math.ceil(len(examples) / batch_size)

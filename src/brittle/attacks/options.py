@@ -107,6 +107,8 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _fits(hint: Any, value: Any) -> bool:
     origin = get_origin(hint)
+    if hint is Any:
+        return True
     if origin is Annotated:
         inner, *ranges = get_args(hint)
         return _fits(inner, value) and all(one.fits(value) for one in ranges if isinstance(one, Range))

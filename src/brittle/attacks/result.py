@@ -173,16 +173,7 @@ def check_request(model: nn.Module, images: Tensor, labels: Tensor, targets: Ten
         UserWarning: if the model returns probabilities where logits are expected.
     """
     _check_model(model)
-    if not isinstance(images, Tensor):
-        raise InputError(f"images must be a tensor (B, C, H, W), got {_kind(images)}")
-    if images.ndim != 4 or not images.is_floating_point():
-        raise InputError(f"images must be (B, C, H, W) and floating, got {tuple(images.shape)} {images.dtype}")
-    if images.numel() == 0:
-        raise InputError(f"images must hold at least one image with pixels, got {tuple(images.shape)}")
-    low, high = images.min().item(), images.max().item()
-    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails it
-        raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
-    images = images.detach().to(torch.promote_types(images.dtype, torch.float32)).clamp(0, 1)
+    images = checked_images("images", images)
     labels = _classes("labels", labels, images)
     targets = None if targets is None else _classes("targets", targets, images)
     clean = _clean_logits(model, images)
@@ -201,6 +192,20 @@ def check_request(model: nn.Module, images: Tensor, labels: Tensor, targets: Ten
             stacklevel=3,
         )
     return Request(model, images, labels, targets, clean)
+
+
+def checked_images(name: str, images: Tensor) -> Tensor:
+    """(N, C, H, W) in [0, 1] and float32 or float64, without a graph; an InputError says what is not so of `name`."""
+    if not isinstance(images, Tensor):
+        raise InputError(f"{name} must be a tensor (B, C, H, W), got {_kind(images)}")
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(f"{name} must be (B, C, H, W) and floating, got {tuple(images.shape)} {images.dtype}")
+    if images.numel() == 0:
+        raise InputError(f"{name} must hold at least one image with pixels, got {tuple(images.shape)}")
+    low, high = images.min().item(), images.max().item()
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails it
+        raise InputError(f"{name} must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+    return images.detach().to(torch.promote_types(images.dtype, torch.float32)).clamp(0, 1)
 
 
 def _kind(value: object) -> str:
