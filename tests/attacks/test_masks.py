@@ -390,7 +390,7 @@ def test_a_class_masks_progress_goes_on_over_targets():
 
 
 def test_wrong_requests_are_told_what_was_expected():
-    model, images, labels, targets = problem()
+    model, images, labels, _ = problem()
     cases: list[tuple[str, Callable[[], object]]] = [
         (
             r"^examples must be \(N, 1, 6, 6\), as the images are, got \(2, 1, 5, 5\)$",

@@ -21,7 +21,7 @@ IMAGES = pictures(2)
 LABELS = torch.tensor([0, 1])
 
 
-# The request -----------------------------------------------------------------------------------------------------------
+# The request ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,7 @@ def test_rates_are_those_of_the_measures():
     found = written()
     assert found.success_rate == measures.success_rate(found).value == 0.5  # of four that were right
     assert found.robust_accuracy == 0.4  # two of five
-    nothing = written()
-    nothing = replace(
-        nothing, **{name: value[:0] for name, value in vars(nothing).items() if isinstance(value, Tensor)}
-    )
+    nothing = replace(found, **{name: value[:0] for name, value in vars(found).items() if isinstance(value, Tensor)})
     assert math.isnan(nothing.success_rate)
     assert math.isnan(nothing.robust_accuracy)
     assert "images 0" in repr(nothing)
