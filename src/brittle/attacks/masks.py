@@ -155,7 +155,7 @@ def class_mask(
         epochs, batch_size, learning_rate, epsilon, seed: as for `learned_mask`.
 
     The other arguments, result and errors are those of `linear_mask`. A row's evaluations are its share of those that
-    all masks took, rounded up, and the door's.
+    all masks took, rounded up, and one for the clean image.
     """
     asked = check_request(model, images, labels, targets)
     images, targets, waiting = asked.images, targets.to(asked.images.device), asked.waiting
