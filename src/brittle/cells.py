@@ -52,9 +52,9 @@ VERSIONS = {
     "measure": 2,
     "attack": 5,
     "units": 2,
-    "carriers": 1,
+    "carriers": 2,
     "masks": 1,
-    "audit": 2,
+    "audit": 3,
 }
 ATTACKS = {"brittle.attacks.carlini_l2": 6}  # those whose version is not that of all
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
