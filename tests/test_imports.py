@@ -22,6 +22,8 @@ FLOORS = [
     "softmax",
     "training",
     "distillation",
+    "attacks.options",
+    "attacks.streams",
     "attacks.result",
     "attacks.flips",
     "attacks.search",

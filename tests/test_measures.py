@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 
 from brittle import measures
 from brittle.attacks.result import AttackResult
+from brittle.errors import InputError
 
 
 def result(success, flips, *, trivial=()):
@@ -224,3 +225,20 @@ def test_survival_is_the_share_that_needs_a_larger_change():
     assert measures.survival(sizes, torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0])).tolist() == pytest.approx(
         [0.8, 0.8, 0.4, 0.4, 0.2]
     )
+
+
+@pytest.mark.parametrize("other", [torch.ones(4), torch.ones(1), torch.ones(5, 1), torch.ones(0)])
+def test_outcomes_of_other_rows_are_not_paired(other: torch.Tensor):
+    with pytest.raises(InputError, match=r"paired outcomes must be \(N,\) each, got \(5,\) and \("):
+        measures.paired(torch.ones(5).bool(), other.bool())
+
+
+def test_a_tiny_perturbation_is_no_row_that_was_wrong_before():
+    images = torch.zeros(2, 1, 2, 2)
+    count = torch.zeros(2, dtype=torch.int64)
+    adversarial = images.clone()
+    adversarial[0, 0, 0, 0] = 1e-25
+    found = AttackResult(images, count, None, adversarial, torch.tensor([True, True]), count + 1, count, count)
+    robust = measures.robustness(found, 2)
+    assert (robust.trivial, robust.mean.rows) == (1, 1)
+    assert robust.mean.value == pytest.approx(1e-25)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from problems import bits, condition, convnet, pictures
-from torch import nn
+from torch import Tensor, nn
 
 from brittle.errors import InputError
 from brittle.networks import (
     Scaled,
     build,
     frozen,
+    input_gradient,
     lo_ding_faces,
     logits_of,
     mlp,
@@ -159,6 +161,67 @@ def test_frozen_gives_every_mode_and_flag_back():
     with frozen(model):
         model(pictures(2))
     assert condition(model) == before
+
+
+class Counter(nn.Module):
+    """Counts its calls in a buffer, and normalises by batches in any mode; `spare` is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("spare", None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.norm.train()
+        self.calls = self.calls + 1
+        return self.norm(images).flatten(1)
+
+
+def test_frozen_gives_buffers_back_that_a_model_changes_all_the_same():
+    model = Counter().eval()
+    calls, before = model.calls, bits(model)
+    with frozen(model):
+        model(torch.rand(3, 1, 2, 2))
+        assert bits(model) != before
+    assert bits(model) == before
+    assert model.calls is calls
+
+
+def test_a_model_that_writes_into_its_input_changes_nobodys_images():
+    class InPlace(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.sub_(0.5).div_(0.25).flatten(1)
+
+    images = torch.rand(2, 1, 2, 2, requires_grad=True)
+    before = images.detach().clone()
+    found = logits_of(InPlace(), images)
+    assert torch.equal(images.detach(), before)
+    torch.testing.assert_close(found, ((before - 0.5) / 0.25).flatten(1))
+    assert torch.equal(input_gradient(found.sum(), images), torch.full_like(before, 4.0))
+
+
+def test_what_is_no_tensor_or_has_no_gradient_is_refused():
+    class Answers(nn.Module):
+        def __init__(self, answer: Callable[[Tensor], Any]):
+            super().__init__()
+            self.answer = answer
+
+        def forward(self, images: Tensor) -> Any:
+            return self.answer(images.flatten(1))
+
+    images = torch.rand(2, 1, 2, 2, requires_grad=True)
+    for answer, kind in (
+        (lambda z: (z, z), "tuple"),
+        (lambda z: {"logits": z}, "dict"),
+        (lambda z: z.tolist(), "list"),
+    ):
+        with pytest.raises(InputError, match=f"must return one tensor of logits, got a {kind}"):
+            logits_of(Answers(answer), images)
+    weight = torch.ones(4, requires_grad=True)
+    for answer in (lambda z: z.detach(), lambda z: z.long(), lambda z: weight.expand(2, 4)):
+        with pytest.raises(InputError, match="no gradient with respect to the images"):
+            input_gradient(logits_of(Answers(answer), images).sum(), images)
 
 
 def test_frozen_gives_every_mode_and_flag_back_after_an_error():

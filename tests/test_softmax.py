@@ -168,6 +168,44 @@ def test_a_temperature_that_is_none_is_refused(temperature: Any):
         sm.softmax(torch.zeros(1, 2), temperature)
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e300])
+def test_a_temperature_whose_inverse_leaves_float32_is_refused(temperature: float):
+    with pytest.raises(InputError, match="temperature must lie between 1e-30 and 1e30, got 1e"):
+        sm.log_odds(torch.zeros(1, 2), torch.tensor([0]), temperature)
+
+
+@pytest.mark.parametrize("gap", [19.9, 20 - 1e-10, 20.0, 20 + 1e-10, 20.1, 30.0, 700.0])
+def test_cross_entropy_is_right_to_the_last_bits_around_20(gap: float):
+    """torch's softplus is linear above 20: there it is wrong by 2e-9, and falls where it must rise."""
+    found = 10 ** sm.cross_entropy(torch.tensor([[0.0, gap]], dtype=torch.float64), torch.tensor([0])).log10.item()
+    with mp.workdps(40):
+        expected = float(mp.log(1 + mp.exp(mpmath.mpf(gap))))
+    assert found == pytest.approx(expected, rel=2e-14)
+
+
+def test_cross_entropy_rises_across_20():
+    gaps = 20 + torch.linspace(-1e-9, 1e-9, 201, dtype=torch.float64)
+    logits = torch.stack([torch.zeros_like(gaps), gaps], 1)
+    found = sm.cross_entropy(logits, torch.zeros(201, dtype=torch.int64)).log10
+    assert (found.diff() >= 0).all()
+    assert found[-1] > found[0]
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("size", [1e-300, 1.0, 1e38, 1.7e308])
+def test_no_logits_and_no_temperature_give_nan(size: float, temperature: float):
+    logits, labels = torch.tensor([[-size, size, 0.0]] * 3, dtype=torch.float64), torch.tensor([0, 1, 2])
+    odds = sm.log_odds(logits, labels, temperature)
+    assert odds.isfinite().all()
+    assert odds[0] >= odds[2] >= odds[1]
+    found = sm.softmax(logits, temperature)
+    torch.testing.assert_close(found.sum(1), torch.ones(3, dtype=torch.float64))
+    for exact in (sm.loss_gradient_logits(logits, labels, temperature), sm.jacobian_logits(logits, temperature)):
+        assert not exact.log10.isnan().any()
+    if size <= 1e38:
+        assert not sm.cross_entropy_float32(logits, labels, temperature).isnan().any()
+
+
 def test_an_unknown_arithmetic_is_refused_with_the_nearest_known():
     with pytest.raises(InputError, match="unknown arithmetic 'float23': did you mean 'float32'"):
         sm.check_arithmetic("float23")

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from brittle import measures, naming
 from brittle.attacks.flips import flip_logits
-from brittle.attacks.result import AttackResult, logits_in_batches
+from brittle.attacks.result import AttackResult, Bound, logits_in_batches
 from brittle.attacks.targets import every_target
 from brittle.audit_cells import audited
 from brittle.carrier_cells import carriers
@@ -50,13 +50,13 @@ VERSIONS = {
     "adopt": 1,
     "label": 1,
     "measure": 2,
-    "attack": 4,
+    "attack": 5,
     "units": 2,
-    "carriers": 1,
+    "carriers": 2,
     "masks": 1,
-    "audit": 2,
+    "audit": 3,
 }
-ATTACKS = {"brittle.attacks.carlini_l2": 5}  # those whose version is not that of all
+ATTACKS = {"brittle.attacks.carlini_l2": 6}  # those whose version is not that of all
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
 
@@ -364,14 +364,14 @@ def _attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
         options["flips"] = flip_logits(model, images, clean, progress=context.progress)
     if params.get("targets") == "every":
         attack = functools.partial(every_target, attack)
-    tensors = {}
+    tensors, said = {}, {}
     for arithmetic in params["arithmetic"] or [None]:
         chosen = {} if arithmetic is None else {"arithmetic": arithmetic}
         found = attack(model, images, labels, **options, **chosen)
-        tensors[arithmetic or "result"] = pack(found)
+        tensors[arithmetic or "result"], said = pack(found), aims(found)
         if found.pixels is not None and found.targets is None and params.get("start") == 0:
             tensors[f"{arithmetic or 'result'}.steps"] = _steps(model, found, first_of_each_class(labels))
-    return Outcome({"rows": len(images)}, tensors)
+    return Outcome({"rows": len(images)} | said, tensors)
 
 
 def attacked_rows(params: Mapping[str, Any]) -> Tensor:
@@ -396,6 +396,16 @@ def _steps(model: nn.Module, found: AttackResult, rows: Tensor) -> dict[str, Ten
     return {"rows": rows, "logits": torch.stack(each, 1)}
 
 
+def aims(found: AttackResult) -> dict[str, Any]:
+    """What a result says of its attack, as a cell's scalars: norms are 0, 1, 2 or the text 'inf'."""
+
+    def norm(p: float) -> int | str:
+        return "inf" if math.isinf(p) else int(p)
+
+    bound = None if found.bound is None else {"norm": norm(found.bound.norm), "eps": found.bound.eps}
+    return {"minimises": None if found.minimises is None else norm(found.minimises), "bound": bound}
+
+
 def pack(found: AttackResult) -> dict[str, Tensor]:
     """What must be stored of a result beside its clean images: a pixel attack's few pixels, or the whole images."""
     packed = {
@@ -413,8 +423,12 @@ def pack(found: AttackResult) -> dict[str, Tensor]:
     return packed | {"pixels": pixels.int(), "levels": levels.to(torch.uint8)}
 
 
-def unpack(packed: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> AttackResult:
-    """The result that `pack` took apart, given its clean images and labels."""
+def unpack(
+    packed: Mapping[str, Tensor], images: Tensor, labels: Tensor, scalars: Mapping[str, Any] | None = None
+) -> AttackResult:
+    """The result that `pack` took apart, given its clean images and labels, and the cell's scalars for its aims."""
+    told = scalars or {}
+    minimises, bound = told.get("minimises"), told.get("bound")
     pixels, adversarial = packed.get("pixels"), packed.get("adversarial")
     if pixels is not None:
         pixels = pixels.long()
@@ -433,4 +447,6 @@ def unpack(packed: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Atta
         forwards=packed["forwards"].long(),
         backwards=packed["backwards"].long(),
         pixels=pixels,
+        minimises=None if minimises is None else float(minimises),
+        bound=None if bound is None else Bound(float(bound["norm"]), bound["eps"]),
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks.result import AttackResult
+from brittle.errors import InputError
 from brittle.progress import Progress, silent
 from brittle.softmax import Arithmetic, check_arithmetic, jacobian, jacobian_float32
 
@@ -175,7 +176,12 @@ def paired(one: Tensor, other: Tensor, *, resamples: int = 10_000, seed: int = 0
     """Compares two outcomes of the same rows, (N,) bool each.
 
     McNemar 1947, exact; Newcombe 1998, method 10, which has an interval even where one share is 0 or 1.
+
+    Raises:
+        InputError: if the two are not of the same rows.
     """
+    if one.shape != other.shape or one.ndim != 1:
+        raise InputError(f"paired outcomes must be (N,) each, got {tuple(one.shape)} and {tuple(other.shape)}")
     counts = [int(rows.sum()) for rows in (one & other, one & ~other, ~one & other, ~one & ~other)]
     both, first, second, _ = counts
     total = len(one)

@@ -229,22 +229,56 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """`model(images)` at the precision of the model's weights, returned in float32 or better.
 
+    The model is given a copy: one that normalises its input in place changes nobody's images, and may do so where a
+    gradient is taken.
+
     Args:
         model: images in [0, 1] to logits, (B, C, H, W) -> (B, K).
         images: (B, C, H, W), any floating dtype.
 
     Returns:
         (B, K), float32, or float64 if the model computes in float64. Gradients flow through.
+
+    Raises:
+        InputError: if the model returns anything but one tensor.
     """
-    logits = model(images.to(parameter_dtype(model)))
+    logits = model(images.to(parameter_dtype(model), copy=True))
+    if not isinstance(logits, Tensor):
+        raise InputError(f"the model must return one tensor of logits, got a {type(logits).__name__}")
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def input_gradient(output: Tensor, inputs: Tensor, *, retain_graph: bool = False) -> Tensor:
+    """The gradient of a number that was computed from `inputs` through a model, in their shape.
+
+    Raises:
+        InputError: if nothing that can be differentiated lies between the two.
+    """
+    if output.requires_grad:
+        (gradient,) = torch.autograd.grad(output, inputs, retain_graph=retain_graph, allow_unused=True)
+        if gradient is not None:
+            return gradient
+    raise InputError(
+        "the model's logits have no gradient with respect to the images (no_grad, detach, rounding to integers?): "
+        "use an attack that needs none, such as square or song_2"
+    )
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode and no parameter gradients inside; every module and parameter as it was on the way out."""
+    """Evaluation mode and no parameter gradients inside; modes, flags and buffers as they were on the way out.
+
+    Buffers change where batch normalisation stays in training mode all the same, or a model counts its calls.
+    """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [
+        (
+            module,
+            {name: (buffer, None if buffer is None else buffer.clone()) for name, buffer in module._buffers.items()},
+        )
+        for module, _ in modes
+    ]
     try:
         model.eval()
         for parameter, _ in wanted:
@@ -255,3 +289,14 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
+        for module, kept in buffers:
+            _put_back(module, kept)
+
+
+def _put_back(module: nn.Module, buffers: dict[str, tuple[Tensor | None, Tensor | None]]) -> None:
+    """A module's own buffers as they were: the same tensors, with their values of then."""
+    for name, (buffer, values) in buffers.items():
+        module._buffers[name] = buffer
+        if buffer is not None and values is not None and not torch.equal(buffer, values):
+            with torch.no_grad():
+                buffer.copy_(values)

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.errors import InputError, unknown
-from brittle.networks import frozen, logits_of
+from brittle.networks import frozen, input_gradient, logits_of
 
 Arithmetic = Literal["exact", "float32"]
 LN10 = math.log(10.0)
+TEMPERATURES = (1e-30, 1e30)  # the least and the largest
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,11 @@ class SignedLog:
 
 
 def check_temperature(temperature: float) -> None:
-    """Raises InputError unless `temperature` is positive and finite."""
+    """Raises InputError unless `temperature` is from 1e-30 to 1e30: beyond, a gradient does not fit a float32."""
     if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
         raise InputError(f"temperature must be a positive finite number, got {temperature}")
+    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+        raise InputError(f"temperature must lie between 1e-30 and 1e30, got {temperature}")
 
 
 def check_arithmetic(arithmetic: str) -> None:
@@ -86,8 +89,19 @@ def check_arithmetic(arithmetic: str) -> None:
 
 def softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """F = softmax(logits / temperature), (..., K) -> (..., K), in the dtype of the logits."""
+    return torch.softmax(_scaled(logits, temperature), -1)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """(z - max z) / T, (..., K): what all else is computed from, for logits of any size that a float holds."""
     check_temperature(temperature)
-    return torch.softmax(logits / temperature, -1)
+    low = torch.finfo(logits.dtype).min / 4  # differences of two still fit
+    return ((logits - logits.detach().amax(-1, keepdim=True)) / temperature).clamp(min=low)
+
+
+def _softplus(values: Tensor) -> Tensor:
+    """log(1 + exp(values)) to the last bits. torch's leaves out the 1 above 20, where it still counts 2e-9."""
+    return values.relu() + torch.log1p(torch.exp(-values.abs()))
 
 
 def log_odds(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
@@ -96,13 +110,12 @@ def log_odds(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor
     Args:
         logits: (B, K), K >= 2.
         labels: (B,), int64, in 0..K-1.
-        temperature: T > 0.
+        temperature: T, from 1e-30 to 1e30.
 
     Returns:
         (B,), float64, finite for finite logits.
     """
-    check_temperature(temperature)
-    wide = logits.double() / temperature
+    wide = _scaled(logits.double(), temperature)
     own = wide.gather(-1, labels[..., None])
     return torch.logsumexp((wide - own).scatter(-1, labels[..., None], -torch.inf), -1)
 
@@ -111,7 +124,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> S
     """-log F_y exactly: (B, K), (B,) -> (B,). At a margin of 5,000 it is about 1e-2171, not 0."""
     m = log_odds(logits, labels, temperature)
     # log(softplus(m)) is m - e^m / 2 + O(e^2m): below -30 the first term alone is exact to float64
-    log = torch.where(m < -30, m, F.softplus(m.clamp(min=-30)).log())
+    log = torch.where(m < -30, m, _softplus(m.clamp(min=-30)).log())
     return SignedLog(torch.ones_like(m, dtype=torch.int8), log / LN10)
 
 
@@ -122,7 +135,7 @@ def cross_entropy_float32(logits: Tensor, labels: Tensor, temperature: float = 1
 
 def loss_gradient_logits(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> SignedLog:
     """dCE/dz_l = (F_l - [l = y]) / T exactly: (B, K), (B,) -> (B, K)."""
-    logF = torch.log_softmax(logits.double() / temperature, -1)
+    logF = torch.log_softmax(_scaled(logits.double(), temperature), -1)
     own = F.logsigmoid(log_odds(logits, labels, temperature))[..., None]  # log(1 - F_y), which 1 - F_y would round to 0
     log = logF.scatter(-1, labels[..., None], own) - math.log(temperature)
     sign = torch.ones_like(log, dtype=torch.int8).scatter(-1, labels[..., None], -1)
@@ -131,9 +144,8 @@ def loss_gradient_logits(logits: Tensor, labels: Tensor, temperature: float = 1.
 
 def jacobian_logits(logits: Tensor, temperature: float = 1.0) -> SignedLog:
     """dF_i/dz_j = F_i ([i = j] - F_j) / T exactly: (B, K) -> (B, K, K), row i, column j."""
-    check_temperature(temperature)
     classes = logits.shape[-1]
-    logF = torch.log_softmax(logits.double() / temperature, -1)
+    logF = torch.log_softmax(_scaled(logits.double(), temperature), -1)
     rows = [
         F.logsigmoid(log_odds(logits, torch.full(logits.shape[:-1], i, device=logits.device), temperature))
         for i in range(classes)
@@ -175,7 +187,7 @@ def _odds_and_gradient(model: nn.Module, images: Tensor, labels: Tensor, tempera
     inputs = images.detach().clone().requires_grad_(True)
     with frozen(model), torch.enable_grad():
         odds = log_odds(logits_of(model, inputs), labels, temperature)
-        (gradient,) = torch.autograd.grad(odds.sum(), inputs)
+        gradient = input_gradient(odds.sum(), inputs)
     return odds.detach(), gradient
 
 
@@ -184,8 +196,7 @@ def loss_gradient_float32(model: nn.Module, images: Tensor, labels: Tensor, temp
     inputs = images.detach().clone().requires_grad_(True)
     with frozen(model), torch.enable_grad():
         loss = cross_entropy_float32(logits_of(model, inputs), labels, temperature)
-        (gradient,) = torch.autograd.grad(loss.sum(), inputs)
-    return gradient
+        return input_gradient(loss.sum(), inputs)
 
 
 def jacobian(model: nn.Module, images: Tensor, temperature: float = 1.0) -> SignedLog:
@@ -204,7 +215,7 @@ def jacobian(model: nn.Module, images: Tensor, temperature: float = 1.0) -> Sign
     """
     check_temperature(temperature)
     logits, of_logits = _logit_jacobian(model, images)
-    logF = torch.log_softmax(logits.double() / temperature, 1)
+    logF = torch.log_softmax(_scaled(logits.double(), temperature), 1)
     rows = []
     for i in range(logits.shape[1]):
         terms = SignedLog.of(of_logits[:, i : i + 1] - of_logits, logF.view(*logF.shape, 1, 1, 1))
@@ -218,9 +229,7 @@ def _logit_jacobian(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     with frozen(model), torch.enable_grad():
         logits = logits_of(model, inputs)
         classes = logits.shape[1]
-        rows = [
-            torch.autograd.grad(logits[:, i].sum(), inputs, retain_graph=i + 1 < classes)[0] for i in range(classes)
-        ]
+        rows = [input_gradient(logits[:, i].sum(), inputs, retain_graph=i + 1 < classes) for i in range(classes)]
     return logits.detach(), torch.stack(rows, 1)
 
 
@@ -230,8 +239,5 @@ def jacobian_float32(model: nn.Module, images: Tensor, temperature: float = 1.0)
     with frozen(model), torch.enable_grad():
         probabilities = softmax(logits_of(model, inputs).float(), temperature)
         classes = probabilities.shape[1]
-        rows = [
-            torch.autograd.grad(probabilities[:, i].sum(), inputs, retain_graph=i + 1 < classes)[0]
-            for i in range(classes)
-        ]
+        rows = [input_gradient(probabilities[:, i].sum(), inputs, retain_graph=i + 1 < classes) for i in range(classes)]
     return torch.stack(rows, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from brittle.attacks.result import AttackResult, door, predictions
+from brittle.attacks.result import AttackResult, as_wanted, check_request, logits_in_batches
 from brittle.errors import InputError
 from brittle.measures import Share, share
 from brittle.progress import Progress, part, silent
@@ -94,11 +94,7 @@ def transfer_matrix(
 
 def _tried(found: AttackResult, model: nn.Module) -> tuple[Share, Share]:
     """Of one result on one model, `Transfer`'s two shares."""
-    labels, targets = found.labels, found.targets
-
-    def reached(prediction: Tensor) -> Tensor:
-        return prediction != labels if targets is None else prediction == targets
-
-    counted = ~found.trivial & ~reached(door(model, found.images, labels, targets).argmax(1))
-    fools = found.success & reached(predictions(model, found.adversarial))
+    asked = check_request(model, found.images, found.labels, found.targets)
+    counted = ~found.trivial & ~as_wanted(asked.clean, asked.labels, asked.targets)
+    fools = found.success & as_wanted(logits_in_batches(model, found.adversarial), asked.labels, asked.targets)
     return share(fools[counted & found.success]), share(fools[counted])

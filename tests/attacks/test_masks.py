@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Constant, Counting, condition, convnet, linear, pictures, predicted
+from problems import Constant, Counting, convnet, linear, pictures, predicted
 from torch import Tensor, nn
 
 from brittle.attacks.masks import (
@@ -311,7 +311,8 @@ def test_success_is_what_the_model_says_and_failures_hold_their_image(attack: Ca
     assert 0 < found.success.sum() < 30
     assert torch.equal(predicted(model, found.adversarial) == targets, found.success)
     assert torch.equal(found.adversarial[~found.success], images[~found.success])
-    assert found.targets is targets
+    assert found.targets is not None
+    assert torch.equal(found.targets, targets)
     assert found.adversarial.min() >= 0
     assert found.adversarial.max() <= 1
 
@@ -341,16 +342,6 @@ def test_what_cannot_be_fooled_fails(attack: Callable[..., AttackResult]):
     found = attack(Constant(), images, labels, targets=labels + 1)
     assert not found.success.any()
     assert torch.equal(found.adversarial, images)
-
-
-@every_attack
-def test_the_model_is_left_as_it_was(attack: Callable[..., AttackResult]):
-    model, images = convnet(dropout=0.5, gain=10).train(), pictures(4)
-    labels = torch.tensor([0, 1, 2, 3])
-    before, shown = condition(model), images.clone()
-    attack(model, images, labels, targets=(labels + 1) % 4)
-    assert condition(model) == before
-    assert torch.equal(images, shown)
 
 
 @every_attack
@@ -398,44 +389,21 @@ def test_a_class_masks_progress_goes_on_over_targets():
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 
-@every_attack
-def test_a_target_that_is_the_label_is_refused(attack: Callable[..., AttackResult]):
-    model, images, labels, _ = problem()
-    with pytest.raises(InputError, match=r"^targets must differ from labels, row 0 does not$"):
-        attack(model, images, labels, targets=labels)
-
-
-@linear_ones
-@pytest.mark.parametrize("etas", [[-1.0], [1.0, float("nan")], [float("inf")], []])
-def test_an_eta_that_is_not_finite_or_negative_is_refused(attack: Callable[..., AttackResult], etas: Sequence[float]):
-    model, images, labels, targets = problem()
-    with pytest.raises(InputError, match=r"^etas must be at least one number, finite and at least 0, got "):
-        attack(model, images, labels, targets=targets, etas=etas)
-
-
-@linear_ones
-def test_an_unknown_output_is_refused(attack: Callable[..., AttackResult]):
-    model, images, labels, targets = problem()
-    with pytest.raises(InputError, match=r"^unknown output 'sofmax': did you mean 'softmax'"):
-        attack(model, images, labels, targets=targets, of="sofmax")
-
-
 def test_wrong_requests_are_told_what_was_expected():
-    model, images, labels, targets = problem()
+    model, images, labels, _ = problem()
     cases: list[tuple[str, Callable[[], object]]] = [
         (
-            r"^examples must be \(N, 1, 6, 6\) with N >= 1, as the images are, got \(2, 1, 5, 5\)$",
+            r"^examples must be \(N, 1, 6, 6\), as the images are, got \(2, 1, 5, 5\)$",
             lambda: borrowed_mask(model, images, labels, examples=pictures(2, (1, 5, 5))),
         ),
-        (r"got \(0, 1, 6, 6\)$", lambda: borrowed_mask(model, images, labels, examples=EXAMPLES[:0])),
+        (
+            r"^examples must hold at least one .*, got \(0, 1, 6, 6\)$",
+            lambda: borrowed_mask(model, images, labels, examples=EXAMPLES[:0]),
+        ),
         (
             "^source must have the model's 4 classes, got 5$",
             lambda: transferred(model, images, labels, source=convnet(classes=5)),
         ),
-        ("^epochs must be at least 1, got 0$", lambda: class_mask(model, images, labels, targets=targets, epochs=0)),
-        ("^batch_size must be at least 1, got 0$", lambda: learned_mask(model, images, 0, batch_size=0)),
-        ("^learning_rate must be positive and finite, got 0", lambda: learned_mask(model, images, 0, learning_rate=0)),
-        ("^epsilon must be positive and finite, got -1", lambda: learned_mask(model, images, 0, epsilon=-1)),
         (r"^target must lie in 0\.\.3, got 4$", lambda: learned_mask(model, images, 4)),
     ]
     for match, attempt in cases:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from mpmath import mp
-from problems import Brightness, Constant, Counting, condition, convnet, linear, pictures, predicted
+from problems import Brightness, Constant, Counting, convnet, linear, pictures, predicted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.attacks import AttackResult, song_1, song_2, song_3, song_4
 from brittle.attacks.flips import flip_logits
-from brittle.attacks.result import door
-from brittle.errors import InputError
+from brittle.attacks.result import check_request
 
 ATTACKS = {1: song_1, 2: song_2, 3: song_3, 4: song_4}
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=[f"song_{n}" for n in ATTACKS])
@@ -388,7 +386,8 @@ def test_a_targeted_attack_ends_on_its_target_or_fails(attack: Callable[..., Att
     found = attack(model, images, labels, targets=targets, max_pixels=36)
     assert found.success.any()
     assert torch.equal(predicted(model, found.adversarial) == targets, found.success)
-    assert found.targets is targets
+    assert found.targets is not None
+    assert torch.equal(found.targets, targets)
 
 
 # Saturation ---------------------------------------------------------------------------------------------------------
@@ -526,22 +525,6 @@ def test_a_row_gets_the_same_alone_and_among_others(attack: Callable[..., Attack
         assert in_order(alone, 0) == in_order(together, row)
 
 
-@both_arithmetics
-@every_attack
-def test_the_model_and_the_request_are_left_as_they_were(attack: Callable[..., AttackResult], arithmetic: str):
-    model, images = convnet(channels=3, dropout=0.5), pictures(3, (3, 6, 6))
-    model[0].requires_grad_(False)
-    model[3].eval()
-    labels = predicted(copy.deepcopy(model).eval(), images)
-    targets = (labels + 1) % 4
-    before = condition(model), [value.clone() for value in (images, labels, targets)]
-    attack(model, images, labels, targets=targets, arithmetic=arithmetic)
-    assert condition(model) == before[0]
-    for value, was in zip((images, labels, targets), before[1], strict=True):
-        assert torch.equal(value, was)
-        assert not value.requires_grad
-
-
 @every_attack
 def test_dropout_is_off_during_an_attack(attack: Callable[..., AttackResult]):
     images = pictures(4)
@@ -573,7 +556,7 @@ def test_all_channels_of_a_pixel_are_set():
 def test_shared_flips_give_what_song_2_computes_itself_at_no_cost():
     model, images = convnet(gain=2), pictures(4)
     labels = predicted(model, images)
-    shared, spent = flip_logits(model, images, door(model, images, labels))
+    shared, spent = flip_logits(model, images, check_request(model, images, labels).clean)
     own = song_2(model, images, labels)
     given = song_2(model, images, labels, flips=(shared, torch.zeros_like(spent)))
     assert torch.equal(own.adversarial, given.adversarial)
@@ -588,25 +571,3 @@ def test_progress_only_rises_and_ends_with_every_row(attack: Callable[..., Attac
     total = 3 * images[0, 0].numel()  # a step is a pixel of a row
     assert told[-1] == (total, total)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-
-
-def test_a_map_for_no_pixels_is_refused():
-    with pytest.raises(InputError, match="refresh_every must be at least 1, got 0"):
-        song_4(convnet(), pictures(1), torch.tensor([0]), refresh_every=0)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
-        ({"temperature": -1.0}, r"temperature must be a positive finite number, got -1\.0"),
-        ({"arithmetic": "float64"}, "unknown arithmetic 'float64'"),
-        ({"targets": torch.tensor([0])}, "targets must differ from labels"),
-    ],
-)
-@every_attack
-def test_a_request_that_cannot_be_met_says_what_came(
-    attack: Callable[..., AttackResult], wrong: dict[str, Any], message: str
-):
-    with pytest.raises(InputError, match=message):
-        attack(convnet(), pictures(1), torch.tensor([0]), **wrong)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from brittle.attacks.descent import pgd
 from brittle.attacks.square import noise, square
-from brittle.errors import InputError
 
 both = pytest.mark.parametrize(("norm", "p", "eps"), [("linf", torch.inf, 0.3), ("l2", 2, 1.0)])
 
@@ -78,19 +77,3 @@ def test_noise_lies_in_the_ball_and_on_its_border_by_turns(norm: Any, p: float, 
     assert found.norm(p).max() <= eps * (1 + 1e-5)
     assert found.forwards.max() == 51
     assert torch.equal(found.adversarial, noise(model, images, labels, norm=norm, eps=eps, draws=50).adversarial)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"queries": 0}, "queries must be at least 1, got 0"),
-        ({"area": 0.0}, r"area must lie in \(0, 1\], got 0\.0"),
-        ({"eps": -1.0}, r"eps must be positive and finite, got -1\.0"),
-        ({"norm": "l0"}, "unknown norm 'l0'"),
-    ],
-)
-def test_a_request_that_cannot_be_met_says_what_came(wrong: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
-        square(convnet(), pictures(1), torch.tensor([0]), **wrong)
-    with pytest.raises(InputError, match="draws must be at least 1, got 0"):
-        noise(convnet(), pictures(1), torch.tensor([0]), draws=0)

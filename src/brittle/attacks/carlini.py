@@ -21,26 +21,29 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from brittle.attacks.options import Count, Natural, NonNegative, Positive, Seed, checked
 from brittle.attacks.result import AttackResult
-from brittle.attacks.search import Aim, Best, Look, Norm, Plan, Runs, check, closest, wide
+from brittle.attacks.search import Aim, Best, Look, Norm, Plan, Runs, closest, wide
+from brittle.attacks.streams import Streams
 from brittle.progress import Progress, silent
 
 
+@checked
 def carlini_l2(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     targets: Tensor | None = None,
-    confidence: float = 0.0,
-    learning_rate: float | None = None,
-    max_iterations: int = 200,
-    binary_search_steps: int = 2,
-    initial_const: float | None = None,
+    confidence: NonNegative = 0.0,
+    learning_rate: Positive | None = None,
+    max_iterations: Count = 200,
+    binary_search_steps: Count = 2,
+    initial_const: Positive | None = None,
     abort_early: bool = False,
     quantize: bool = False,
-    restarts: int = 0,
-    seed: int = 0,
+    restarts: Natural = 0,
+    seed: Seed = 0,
     progress: Progress = silent,
 ) -> AttackResult:
     """The smallest change in L2 that makes the model err, or reach a target.
@@ -65,7 +68,7 @@ def carlini_l2(
         quantize: look for images whose values are whole 255ths, which rounding to 8 bits leaves as they are. The
             images given must be such.
         restarts: further runs from random points as far away as the best image so far, at least 0.
-        seed: of the random points.
+        seed: of the random points, which depend on it and on the image, not on the batch.
         progress: told the number of rows finished.
 
     Returns:
@@ -74,26 +77,26 @@ def carlini_l2(
     Raises:
         InputError: if an argument is not as above.
     """
-    check("initial_const", initial_const, initial_const is None or initial_const > 0, "positive")
     aim = Aim(model, images, labels, targets, confidence, quantize)
-    plan = Plan(learning_rate, max_iterations, binary_search_steps, abort_early, restarts, seed)
+    plan = Plan(max_iterations, binary_search_steps, abort_early, restarts, seed)
     return closest(aim, _L2(learning_rate, initial_const), plan, progress)
 
 
+@checked
 def carlini_linf(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     targets: Tensor | None = None,
-    confidence: float = 0.0,
-    learning_rate: float | None = None,
-    max_iterations: int = 200,
-    binary_search_steps: int = 2,
+    confidence: NonNegative = 0.0,
+    learning_rate: Positive | None = None,
+    max_iterations: Count = 200,
+    binary_search_steps: Count = 2,
     abort_early: bool = False,
     quantize: bool = False,
-    restarts: int = 0,
-    seed: int = 0,
+    restarts: Natural = 0,
+    seed: Seed = 0,
     progress: Progress = silent,
 ) -> AttackResult:
     """The smallest change in L-infinity that makes the model err, or reach a target.
@@ -107,24 +110,25 @@ def carlini_linf(
         binary_search_steps: runs for each row. Each begins at the image, with the least tau so far.
     """
     aim = Aim(model, images, labels, targets, confidence, quantize)
-    plan = Plan(learning_rate, max_iterations, binary_search_steps, abort_early, restarts, seed)
+    plan = Plan(max_iterations, binary_search_steps, abort_early, restarts, seed)
     return closest(aim, _Linf(learning_rate), plan, progress)
 
 
+@checked
 def carlini_l0(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     targets: Tensor | None = None,
-    confidence: float = 0.0,
-    learning_rate: float | None = None,
-    max_iterations: int = 30,
-    initial_const: float | None = None,
-    patience: int = 5,
+    confidence: NonNegative = 0.0,
+    learning_rate: Positive | None = None,
+    max_iterations: Count = 30,
+    initial_const: Positive | None = None,
+    patience: Count = 5,
     quantize: bool = False,
-    restarts: int = 0,
-    seed: int = 0,
+    restarts: Natural = 0,
+    seed: Seed = 0,
     progress: Progress = silent,
 ) -> AttackResult:
     """The fewest pixels that have to change for the model to err, or to reach a target.
@@ -142,10 +146,8 @@ def carlini_l0(
         restarts: further searches from all pixels down, each from a random point as far away in L2 as the best image
             so far, at least 0. One costs what twice the iterations would, and gains more.
     """
-    check("initial_const", initial_const, initial_const is None or initial_const > 0, "positive")
-    check("patience", patience, patience >= 1, "at least 1")
     aim = Aim(model, images, labels, targets, confidence, quantize)
-    plan = Plan(learning_rate, max_iterations, runs=1, abort_early=False, restarts=restarts, seed=seed)
+    plan = Plan(max_iterations, runs=1, abort_early=False, restarts=restarts, seed=seed)
     return closest(aim, _L0(_L2(learning_rate, initial_const), patience), plan, progress)
 
 
@@ -153,6 +155,7 @@ def carlini_l0(
 class _L2(Norm):
     learning_rate: float | None
     initial_const: float | None
+    p = 2
     change = 0.2  # of c, by which it rises or falls at first
     longer = 4.0  # times, are the steps after a run in vain: small ones can end before a target that is far
 
@@ -187,7 +190,7 @@ class _L2(Norm):
         live.bound = live.bound * torch.where(look.fits, 1 / up, up)
         return look.change * wide(2 / live.bound) + look.gradient
 
-    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
+    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, streams: Streams) -> Tensor:
         found = best.distance[live.row]
         if self.learning_rate is None:
             vain, closer = over & found.isinf(), over & found.isfinite()
@@ -195,12 +198,13 @@ class _L2(Norm):
             live.rate = torch.where(closer, self.rate_for(found, live.image), live.rate)
             uncounted = vain & (live.vain < plan.runs)
             live.vain, live.run = live.vain + uncounted, live.run - uncounted.long()
-        return live.from_the_start(aim, best, over, plan, random)
+        return live.from_the_start(aim, best, over, plan, streams)
 
 
 @dataclass(frozen=True)
 class _Linf(Norm):
     learning_rate: float | None
+    p = torch.inf
     change = 0.1  # of tau, by which it falls or rises at first
     pace = 0.3  # of tau: length of the first steps
 
@@ -224,9 +228,9 @@ class _Linf(Norm):
         tau = wide(live.bound)
         live.image = look.clean + (live.image - look.clean).clamp(-tau, tau)
 
-    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
+    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, streams: Streams) -> Tensor:
         live.bound = torch.where(over, best.distance[live.row].clamp(max=1), live.bound)
-        return live.from_the_start(aim, best, over, plan, random)
+        return live.from_the_start(aim, best, over, plan, streams)
 
 
 @dataclass
@@ -247,6 +251,7 @@ class _Fewest(Runs):
 class _L0(Norm):
     l2: _L2
     patience: int
+    p = 0
     share = 0.3
     first_rounds = 10  # on all pixels, one going on from the other, for a first solution; hard targets need several
 
@@ -273,7 +278,7 @@ class _L0(Norm):
         free = live.allowed.view(-1, 1, *look.seen.shape[2:])
         live.adam(self.l2.descent(live, look, fading) * free, live.rate * fading)
 
-    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
+    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, streams: Streams) -> Tensor:
         assert isinstance(live, _Fewest)
         none = best.distance[live.row].isinf() & live.closest.isinf()  # not even all pixels have been enough so far
         onward = over & none & (live.run < self.first_rounds)
@@ -298,12 +303,12 @@ class _L0(Norm):
         live.closest = live.closest.masked_fill(over, torch.inf)
         anew = done & ~none & (live.restarts < plan.restarts)
         if anew.any():
-            self._anew(aim, best, live, anew, random)
+            self._anew(aim, best, live, anew, streams)
         return done & ~anew
 
-    def _anew(self, aim: Aim, best: Best, live: _Fewest, anew: Tensor, random: torch.Generator) -> None:
+    def _anew(self, aim: Aim, best: Best, live: _Fewest, anew: Tensor, streams: Streams) -> None:
         """Lets the rows `anew` (n,) bool change all pixels again, from a random point on."""
-        live.restart(anew, torch.where(wide(anew), live.elsewhere(aim, best, random), live.image))
+        live.restart(anew, torch.where(wide(anew), live.elsewhere(aim, best, streams, live.restarts), live.image))
         live.restarts = live.restarts + anew
         live.allowed, live.changed = live.allowed | anew[:, None], live.changed | anew[:, None]
         live.share, live.needed = live.share.masked_fill(anew, self.share), live.needed.masked_fill(anew, 0)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_of, measured
-from brittle.errors import InputError, unknown
+from brittle.attacks.options import Count, Positive, Seed, checked
+from brittle.attacks.result import BATCH, AttackResult, Bound, Request, as_wanted, check_request, frozen, logits_of
+from brittle.attacks.streams import Streams
+from brittle.errors import InputError
 from brittle.progress import Progress, silent
 from brittle.softmax import log_odds
 
@@ -26,6 +28,7 @@ Keep = Literal["best", "last"]
 LAST = 0.01  # share of the step that is left at the end of a walk that decays
 
 
+@checked
 def fgsm(
     model: nn.Module,
     images: Tensor,
@@ -33,7 +36,7 @@ def fgsm(
     *,
     targets: Tensor | None = None,
     norm: BallNorm = "linf",
-    eps: float = 0.3,
+    eps: Positive = 0.3,
     loss: Loss = "cross_entropy",
     progress: Progress = silent,
 ) -> AttackResult:
@@ -56,6 +59,7 @@ def fgsm(
     )
 
 
+@checked
 def pgd(
     model: nn.Module,
     images: Tensor,
@@ -63,16 +67,16 @@ def pgd(
     *,
     targets: Tensor | None = None,
     norm: BallNorm = "linf",
-    eps: float = 0.3,
-    steps: int = 40,
-    step_size: float | None = None,
+    eps: Positive = 0.3,
+    steps: Count = 40,
+    step_size: Positive | None = None,
     decay: bool = False,
-    restarts: int = 1,
+    restarts: Count = 1,
     random_start: bool = True,
     loss: Loss = "cross_entropy",
     rivals: bool = False,
     keep: Keep = "best",
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress = silent,
 ) -> AttackResult:
     """Projected gradient descent inside a ball: Madry et al. 2018, section 2.1.
@@ -97,7 +101,7 @@ def pgd(
             one that leads (Gowal et al. 2019). Goes with the margin and without targets.
         keep: 'best' ends a row's walk at the first point that is as wanted. 'last' judges the end of each walk alone,
             as the common libraries do: where it finds less, points on the way were lost.
-        seed: of the random starts.
+        seed: of the random starts, which depend on it and on the image, not on the batch.
         progress: told the number of rows finished.
 
     Returns:
@@ -106,54 +110,27 @@ def pgd(
     Raises:
         InputError: if an argument is not as above.
     """
-    _check(norm, eps, loss, keep, {"steps": steps, "restarts": restarts})
-    if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
-        raise InputError(f"step_size must be positive and finite, got {step_size}")
     if rivals and (loss != "margin" or targets is not None):
         raise InputError("rivals goes with loss='margin' and without targets")
-    clean = door(model, images, labels, targets)
-    images = images.clamp(0, 1)  # the door lets rounding through
+    asked = check_request(model, images, labels, targets)
+    images = asked.images
     ball = Ball(images, norm, eps)
-    aim = Objective(labels, targets, loss, clean if rivals else None)
-    found = Found.of(images, aim.reached(clean, torch.arange(len(images), device=images.device)))
+    aim = Objective(asked.labels, asked.targets, loss, asked.clean if rivals else None)
+    found = Found.of(asked)
     size = step_size or (5.0 if decay else 2.5) * eps / steps
     walk = _Walk(model, ball, aim, steps, size, decay, keep)
-    random = torch.Generator(images.device).manual_seed(seed)
+    streams = Streams.of(images, seed)
     with frozen(model):
         for turn in range(restarts):
-            starts = ball.draw(random) if random_start else images
             rows = (~found.done).nonzero().flatten()
             for begin in range(0, len(rows), BATCH):
                 batch = rows[begin : begin + BATCH]
-                walk.go(found, batch, starts[batch], turn)
+                start = ball.of(batch).draw(streams.of_rows(batch), turn) if random_start else images[batch]
+                walk.go(found, batch, start, turn)
                 later = len(rows[begin + BATCH :])
                 progress(len(images) - later if turn + 1 == restarts else int(found.done.sum()), len(images))
     progress(len(images), len(images))
-    return found.measured(model, images, labels, targets)
-
-
-def _check(norm: str, eps: float, loss: str, keep: str, counts: dict[str, int]) -> None:
-    check_ball(norm, eps)
-    if loss not in get_args(Loss):
-        raise unknown("loss", loss, get_args(Loss))
-    if keep not in get_args(Keep):
-        raise unknown("keep", keep, get_args(Keep))
-    check_counts(counts)
-
-
-def check_ball(norm: str, eps: float) -> None:
-    """Raises InputError unless `norm` is 'linf' or 'l2' and `eps` positive and finite."""
-    if norm not in get_args(BallNorm):
-        raise unknown("norm", norm, get_args(BallNorm))
-    if not (isinstance(eps, int | float) and math.isfinite(eps) and eps > 0):
-        raise InputError(f"eps must be positive and finite, got {eps}")
-
-
-def check_counts(counts: dict[str, int]) -> None:
-    """Raises InputError unless each of the named numbers is at least 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"{name} must be at least 1, got {count}")
+    return found.measured(asked, ball)
 
 
 @dataclass(frozen=True)
@@ -174,17 +151,23 @@ class Ball:
             change = change * (self.eps / length(change).clamp(min=self.eps))
         return (centre + change).clamp(0, 1)  # the centre lies in the box: cutting only brings it nearer
 
-    def draw(self, random: torch.Generator) -> Tensor:
+    def of(self, rows: Tensor) -> Ball:
+        """The balls of `rows` (n,)."""
+        return Ball(self.images[rows], self.norm, self.eps)
+
+    @property
+    def bound(self) -> Bound:
+        """As a result has it."""
+        return Bound(torch.inf if self.norm == "linf" else 2, float(self.eps))
+
+    def draw(self, streams: Streams, draw: int) -> Tensor:
         """A point for every row, spread evenly over its ball, cut to the box: (N, C, H, W)."""
-        images = self.images
-        change = torch.empty_like(images)
+        shape, dtype = tuple(self.images.shape[1:]), self.images.dtype
         if self.norm == "linf":
-            change.uniform_(-self.eps, self.eps, generator=random)
-        else:
-            change.normal_(generator=random)
-            size = torch.rand(len(images), generator=random, device=images.device, dtype=images.dtype)
-            change = change / length(change) * self.eps * wide(size ** (1 / images[0].numel()))
-        return (images + change).clamp(0, 1)
+            return (self.images + self.eps * (2 * streams.uniform(shape, draw, dtype) - 1)).clamp(0, 1)
+        change = streams.normal(shape, 2 * draw, dtype)
+        size = streams.uniform((1, 1, 1), 2 * draw + 1, dtype) ** (1 / math.prod(shape))
+        return (self.images + change / length(change) * self.eps * size).clamp(0, 1)
 
     def step(self, gradient: Tensor, size: float) -> Tensor:
         """The change of length `size` that follows a gradient (n, C, H, W) of any scale most."""
@@ -217,8 +200,7 @@ class Objective:
 
     def reached(self, logits: Tensor, rows: Tensor) -> Tensor:
         """(n,) bool: whether `rows` (n,), with logits (n, K), are as wanted."""
-        prediction = logits.argmax(1)
-        return prediction != self.labels[rows] if self.targets is None else prediction == self.targets[rows]
+        return as_wanted(logits, self.labels[rows], None if self.targets is None else self.targets[rows])
 
     def falls(self, logits: Tensor, rows: Tensor, turn: int = 0) -> Tensor:
         """(n,): falls as the rows come nearer."""
@@ -243,26 +225,23 @@ class Found:
 
     done: Tensor  # (N,) bool
     points: Tensor  # (N, C, H, W)
-    forwards: Tensor  # (N,), with the door's
+    forwards: Tensor  # (N,), with the one for the clean image
     backwards: Tensor
 
     @classmethod
-    def of(cls, images: Tensor, done: Tensor) -> Found:
-        """Nothing but the rows (N,) bool that were as wanted from the start."""
-        return cls(
-            done.clone(), images.clone(), torch.ones_like(done, dtype=torch.int64), torch.zeros_like(done).long()
-        )
+    def of(cls, asked: Request) -> Found:
+        """Nothing but the rows that were as wanted from the start."""
+        done = as_wanted(asked.clean, asked.labels, asked.targets)
+        return cls(done, asked.images.clone(), torch.ones_like(asked.labels), torch.zeros_like(asked.labels))
 
     def take(self, rows: Tensor, points: Tensor, fits: Tensor) -> None:
         """Keeps those of the points (n, C, H, W) that fit (n,) bool."""
         self.points[rows[fits]] = points[fits]
         self.done[rows[fits]] = True
 
-    def measured(self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None) -> AttackResult:
+    def measured(self, asked: Request, ball: Ball) -> AttackResult:
         """The result."""
-        return measured(
-            model, images, labels, self.points, forwards=self.forwards, backwards=self.backwards, targets=targets
-        )
+        return asked.measured(self.points, forwards=self.forwards, backwards=self.backwards, bound=ball.bound)
 
 
 def fading(step: int, steps: int) -> float:

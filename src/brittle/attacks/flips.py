@@ -223,7 +223,7 @@ def _stack(model: nn.Module, image: Tensor) -> _Stack | None:
     """Cuts a model in two, for images like `image` (1, C, H, W); None if nothing of it can be windowed."""
     before, leaves = _split(_leaves(model))
     dtype = parameter_dtype(model)
-    maps = before(image.to(dtype))
+    maps = before(image.to(dtype, copy=True))
     sizes = [tuple(maps.shape[2:])]
     windows: tuple[Windows, Windows] = (
         [[(at, 1)] for at in range(maps.shape[2])],
@@ -321,7 +321,7 @@ def _gather(rows: _Axis, columns: _Axis) -> _Gather:
 
 def _windowed(stack: _Stack, images: Tensor) -> Evaluate:
     """Evaluates flips of a block of images by following their windows."""
-    maps = stack.before(images.to(stack.dtype))
+    maps = stack.before(images.to(stack.dtype, copy=True))
     tables = []
     for step in stack.steps:
         padded = step.padded(maps)
@@ -329,7 +329,7 @@ def _windowed(stack: _Stack, images: Tensor) -> Evaluate:
         maps = step(padded)
     tables.append(maps.permute(0, 2, 3, 1).flatten(0, 2))
     channels = torch.tensor(LEVELS, dtype=stack.dtype, device=images.device).view(-1, 1, 1, 1)
-    levels = stack.before(channels.expand(-1, images.shape[1], 1, 1)).flatten(1)  # (2, C)
+    levels = stack.before(channels.repeat(1, images.shape[1], 1, 1)).flatten(1)  # (2, C)
 
     def follow(group: _Group, row: Tensor, level: Tensor, member: Tensor) -> Tensor:
         window = levels[level]  # (n * height * width, C), at first one pixel

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_of, measured
+from brittle.attacks.options import Count, Positive, Seed, Strengths, checked
+from brittle.attacks.result import BATCH, AttackResult, Bound, Request, check_request, checked_images, frozen, logits_of
 from brittle.errors import InputError, unknown
+from brittle.networks import input_gradient
 from brittle.progress import Progress, part, silent
 from brittle.softmax import log_odds
 
@@ -35,13 +36,14 @@ ETA_SCALE = 255.0**2  # an eta of 0..255 pixels, over this, is that of [0, 1] pi
 # Attacks --------------------------------------------------------------------------------------------------------------
 
 
+@checked
 def linear_mask(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     targets: Tensor | None = None,
-    etas: Sequence[float] = ETAS,
+    etas: Strengths = ETAS,
     of: Output = "logits",
     clip: bool = True,
     progress: Progress = silent,
@@ -67,11 +69,11 @@ def linear_mask(
     Raises:
         InputError: if an argument is not as above.
     """
-    _check_etas(etas)
-    asked = _Asked.of(model, images, labels, targets)
-    return asked.searched(_linear(model, images, labels, targets, of), etas, clip, progress)
+    asked = check_request(model, images, labels, targets)
+    return _searched(asked, _linear(asked, asked.model, asked.images, of), etas, clip, progress)
 
 
+@checked
 def transferred(
     model: nn.Module,
     images: Tensor,
@@ -79,7 +81,7 @@ def transferred(
     *,
     source: nn.Module,
     targets: Tensor | None = None,
-    etas: Sequence[float] = ETAS,
+    etas: Strengths = ETAS,
     of: Output = "logits",
     clip: bool = True,
     progress: Progress = silent,
@@ -90,14 +92,14 @@ def transferred(
         source: whose gradient the masks are, with as many classes as `model`. Its evaluations are counted too.
         etas: the first that fools `model`, which an attacker finds who may ask it, but not differentiate it.
     """
-    _check_etas(etas)
-    asked = _Asked.of(model, images, labels, targets)
-    outputs, expected = door(source, images[:1], labels[:1]).shape[1], asked.clean.shape[1]
+    asked = check_request(model, images, labels, targets)
+    outputs, expected = _outputs(source, asked.images), asked.clean.shape[1]
     if outputs != expected:
         raise InputError(f"source must have the model's {expected} classes, got {outputs}")
-    return asked.searched(_linear(source, images, labels, targets, of), etas, clip, progress)
+    return _searched(asked, _linear(asked, source, asked.images, of), etas, clip, progress)
 
 
+@checked
 def borrowed_mask(
     model: nn.Module,
     images: Tensor,
@@ -105,7 +107,7 @@ def borrowed_mask(
     *,
     examples: Tensor,
     targets: Tensor | None = None,
-    etas: Sequence[float] = ETAS,
+    etas: Strengths = ETAS,
     of: Output = "logits",
     clip: bool = True,
     progress: Progress = silent,
@@ -119,15 +121,16 @@ def borrowed_mask(
             distance, the first of equals.
         etas: the paper has one, that which takes most examples to the target: `optimal_eta`.
     """
-    _check_etas(etas)
-    asked = _Asked.of(model, images, labels, targets)
-    if examples.ndim != 4 or examples.shape[1:] != images.shape[1:] or len(examples) == 0:
-        expected = f"(N, {', '.join(map(str, images.shape[1:]))}) with N >= 1, as the images are"
-        raise InputError(f"examples must be {expected}, got {tuple(examples.shape)}")
-    lenders = examples.to(images)[nearest(images, examples)]
-    return asked.searched(_linear(model, lenders, labels, targets, of), etas, clip, progress)
+    asked = check_request(model, images, labels, targets)
+    examples = checked_images("examples", examples).to(asked.images)
+    if examples.shape[1:] != images.shape[1:]:
+        expected = f"(N, {', '.join(map(str, images.shape[1:]))})"
+        raise InputError(f"examples must be {expected}, as the images are, got {tuple(examples.shape)}")
+    lenders = examples[nearest(asked.images, examples)]
+    return _searched(asked, _linear(asked, asked.model, lenders, of), etas, clip, progress)
 
 
+@checked
 def class_mask(
     model: nn.Module,
     images: Tensor,
@@ -135,11 +138,11 @@ def class_mask(
     *,
     targets: Tensor,
     examples: Tensor | None = None,
-    epochs: int = 10,
-    batch_size: int = 128,
-    learning_rate: float = 0.01,
-    epsilon: float | None = None,
-    seed: int = 0,
+    epochs: Count = 10,
+    batch_size: Count = 128,
+    learning_rate: Positive = 0.01,
+    epsilon: Positive | None = None,
+    seed: Seed = 0,
     clip: bool = True,
     progress: Progress = silent,
 ) -> AttackResult:
@@ -152,11 +155,11 @@ def class_mask(
         epochs, batch_size, learning_rate, epsilon, seed: as for `learned_mask`.
 
     The other arguments, result and errors are those of `linear_mask`. A row's evaluations are its share of those that
-    all masks took, rounded up, and the door's.
+    all masks took, rounded up, and one for the clean image.
     """
-    asked = _Asked.of(model, images, labels, targets)
+    asked = check_request(model, images, labels, targets)
+    images, targets, waiting = asked.images, targets.to(asked.images.device), asked.waiting
     changed, spent = images.clone(), 0
-    waiting = asked.left(torch.arange(len(images), device=images.device), asked.clean)
     wanted = targets.unique().tolist()
     for turn, target in enumerate(wanted):
         learnt_on = images[targets == target] if examples is None else examples
@@ -176,7 +179,8 @@ def class_mask(
         changed[rows] = _added(images[rows], mask[None], 1.0, clip)
         spent += (epochs + 1) * len(learnt_on)
     each = math.ceil(spent / len(images))
-    return measured(model, images, labels, changed, forwards=1 + each, backwards=each, targets=targets)
+    bound = None if epsilon is None else Bound(torch.inf, float(epsilon))
+    return asked.measured(changed, forwards=1 + each, backwards=each, bound=bound)
 
 
 # Their parts ----------------------------------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ def target_gradient(model: nn.Module, images: Tensor, targets: Tensor, *, of: Ou
             logits = logits_of(model, inputs)
             odds = log_odds(logits, wanted)
             output = logits.gather(1, wanted[:, None]).sum() if of == "logits" else -odds.sum()
-            (gradient,) = torch.autograd.grad(output, inputs)
+            gradient = input_gradient(output, inputs)
         if of == "softmax":  # dF_t/dx = -F_t (1 - F_t) dm/dx
             gradient = gradient * _wide((F.logsigmoid(odds) + F.logsigmoid(-odds)).detach().exp()).to(gradient.dtype)
         parts.append(gradient)
@@ -239,16 +243,17 @@ def optimal_eta(reached: Tensor, etas: Sequence[float] = ETAS) -> float:
     return float(etas[int(reached.sum(1).argmax())])
 
 
+@checked
 def learned_mask(
     model: nn.Module,
     examples: Tensor,
     target: int,
     *,
-    epochs: int = 10,
-    batch_size: int = 128,
-    learning_rate: float = 0.01,
-    epsilon: float | None = None,
-    seed: int = 0,
+    epochs: Count = 10,
+    batch_size: Count = 128,
+    learning_rate: Positive = 0.01,
+    epsilon: Positive | None = None,
+    seed: Seed = 0,
     clip: bool = True,
     progress: Progress = silent,
 ) -> Tensor:
@@ -274,15 +279,10 @@ def learned_mask(
     Raises:
         InputError: if an argument is not as above.
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
-    for name, value in (("learning_rate", learning_rate), ("epsilon", epsilon)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} must be positive and finite, got {value}")
-    outputs = door(model, examples, torch.zeros(len(examples), dtype=torch.int64, device=examples.device)).shape[1]
+    outputs = _outputs(model, examples)
     if not 0 <= target < outputs:
         raise InputError(f"target must lie in 0..{outputs - 1}, got {target}")
+    examples = checked_images("examples", examples)
     mask = torch.zeros_like(examples[0]).requires_grad_(True)
     optimizer = torch.optim.Adam([mask], lr=learning_rate)
     steps = math.ceil(len(examples) / batch_size)
@@ -294,7 +294,7 @@ def learned_mask(
             ):
                 logits = logits_of(model, _added(examples[rows], mask[None], 1.0, clip))
                 loss = F.cross_entropy(logits, torch.full((len(rows),), target, device=logits.device))
-                (mask.grad,) = torch.autograd.grad(loss, mask)
+                mask.grad = input_gradient(loss, mask).nan_to_num(0, 0, 0)
                 optimizer.step()
                 if epsilon is not None:
                     mask.data.clamp_(-epsilon, epsilon)
@@ -318,15 +318,15 @@ def nearest(images: Tensor, examples: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _linear(model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None, of: Output) -> Tensor:
-    if targets is None:
-        return -target_gradient(model, images, labels, of=of)
-    return target_gradient(model, images, targets, of=of)
+def _linear(asked: Request, model: nn.Module, images: Tensor, of: Output) -> Tensor:
+    if asked.targets is None:
+        return -target_gradient(model, images, asked.labels, of=of)
+    return target_gradient(model, images, asked.targets, of=of)
 
 
-def _check_etas(etas: Sequence[float]) -> None:
-    if not etas or not all(math.isfinite(eta) and eta >= 0 for eta in etas):
-        raise InputError(f"etas must be at least one number, finite and at least 0, got {list(etas)}")
+def _outputs(model: nn.Module, images: Tensor) -> int:
+    """K, of a model that takes these images."""
+    return check_request(model, images, torch.zeros(len(images), dtype=torch.int64)).clean.shape[1]
 
 
 def _added(images: Tensor, masks: Tensor, strength: float, clip: bool) -> Tensor:
@@ -334,49 +334,27 @@ def _added(images: Tensor, masks: Tensor, strength: float, clip: bool) -> Tensor
     return changed.clamp(0, 1) if clip else changed
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A request that makes sense, and has been looked at once."""
+def _searched(asked: Request, masks: Tensor, etas: Sequence[float], clip: bool, progress: Progress) -> AttackResult:
+    """The images with their masks at the first of `etas` that does; rows that are done leave.
 
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    targets: Tensor | None
-    clean: Tensor  # (B, K), the model's logits of the images
-
-    @classmethod
-    def of(cls, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None) -> _Asked:
-        return cls(model, images, labels, targets, door(model, images, labels, targets))
-
-    def left(self, rows: Tensor, logits: Tensor) -> Tensor:
-        """Those of `rows` (n,) that are not as wanted, given their logits (n, K)."""
-        prediction = logits.argmax(1)
-        there = prediction != self.labels[rows] if self.targets is None else prediction == self.targets[rows]
-        return rows[~there]
-
-    def searched(self, masks: Tensor, etas: Sequence[float], clip: bool, progress: Progress) -> AttackResult:
-        """The images with their masks at the first of `etas` that does; rows that are done leave.
-
-        Rows that are as wanted from the start stay as they are.
-        """
-        changed = self.images.clone()
-        spent = torch.full_like(self.labels, 2)  # the door's and the gradient's
-        waiting = self.left(torch.arange(len(self.images), device=self.images.device), self.clean)
-        tried = [eta for eta in etas if eta > 0]
-        for place, eta in enumerate(tried):
-            rest = []
-            for rows in waiting.split(BATCH):
-                changed[rows] = _added(self.images[rows], masks[rows], eta / ETA_SCALE, clip)
-                with frozen(self.model), torch.no_grad():
-                    rest.append(self.left(rows, logits_of(self.model, changed[rows])))
-            spent[waiting] += 1
-            waiting = torch.cat(rest)
-            progress((place + 1) * len(changed), len(tried) * len(changed))
-            if not len(waiting):
-                break
-        return measured(
-            self.model, self.images, self.labels, changed, forwards=spent, backwards=1, targets=self.targets
-        )
+    Rows that are as wanted from the start stay as they are.
+    """
+    changed, masks = asked.images.clone(), masks.nan_to_num(0, 0, 0)
+    spent = torch.full_like(asked.labels, 2)  # the clean image's and the gradient's
+    waiting = asked.waiting
+    tried = [eta for eta in etas if eta > 0]
+    for place, eta in enumerate(tried):
+        rest = []
+        for rows in waiting.split(BATCH):
+            changed[rows] = _added(asked.images[rows], masks[rows], eta / ETA_SCALE, clip)
+            with frozen(asked.model), torch.no_grad():
+                rest.append(rows[~asked.reached(logits_of(asked.model, changed[rows]), rows)])
+        spent[waiting] += 1
+        waiting = torch.cat(rest)
+        progress((place + 1) * len(changed), len(tried) * len(changed))
+        if not len(waiting):
+            break
+    return asked.measured(changed, forwards=spent, backwards=1)
 
 
 def _wide(values: Tensor) -> Tensor:

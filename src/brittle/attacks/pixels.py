@@ -15,15 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks.flips import flip_logits
-from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_in_batches, logits_of, measured
-from brittle.errors import InputError
+from brittle.attacks.options import Count, Temperature, checked
+from brittle.attacks.result import (
+    BATCH,
+    AttackResult,
+    Request,
+    check_request,
+    frozen,
+    logits_in_batches,
+    logits_of,
+)
 from brittle.progress import Progress, part, silent
 from brittle.softmax import (
     LN10,
     Arithmetic,
     SignedLog,
-    check_arithmetic,
-    check_temperature,
     cross_entropy,
     cross_entropy_float32,
     log_odds,
@@ -32,14 +38,15 @@ from brittle.softmax import (
 )
 
 
+@checked
 def song_1(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     targets: Tensor | None = None,
-    max_pixels: int = 100,
-    temperature: float = 1.0,
+    max_pixels: Count = 100,
+    temperature: Temperature = 1.0,
     arithmetic: Arithmetic = "exact",
     progress: Progress = silent,
 ) -> AttackResult:
@@ -54,7 +61,7 @@ def song_1(
         labels: (B,), int64, in 0..K-1. Rows that the model gets wrong already need no pixel.
         targets: (B,), int64, classes to reach, none equal to its label; by default any class but the label will do.
         max_pixels: trials for each row, at least 1; no more than H * W are made.
-        temperature: at which the softmax is read, > 0.
+        temperature: at which the softmax is read, from 1e-30 to 1e30.
         arithmetic: 'exact' orders pixels by the gradient of the log-odds, which has the order of the loss gradient
             and never underflows; 'float32' computes the loss as published, so that a saturated softmax gives a map of
             zeros and pixels in the order of their index.
@@ -66,19 +73,20 @@ def song_1(
     Raises:
         InputError: if an argument is not as above.
     """
-    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
+    asked = check_request(model, images, labels, targets)
     slopes = _gradient_map(asked, temperature, arithmetic)
     return _set_pixels(asked, _Fixed(slopes, torch.ones_like(slopes)), max_pixels, max_pixels, progress, backwards=1)
 
 
+@checked
 def song_2(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     targets: Tensor | None = None,
-    max_pixels: int = 100,
-    temperature: float = 1.0,
+    max_pixels: Count = 100,
+    temperature: Temperature = 1.0,
     arithmetic: Arithmetic = "exact",
     signed: bool = False,
     darken: bool = True,
@@ -98,19 +106,20 @@ def song_2(
         darken: whether pixels may be set to 0. The author's code only sets them to 1: signed=True, darken=False.
         flips: what `flip_logits` gives for these images, where several attacks share it; computed when not given.
     """
-    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
+    asked = check_request(model, images, labels, targets)
     maps = _Differences(asked, flips, temperature, arithmetic, signed, darken)
     return _set_pixels(asked, maps, max_pixels, max_pixels, progress)
 
 
+@checked
 def song_3(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     targets: Tensor | None = None,
-    max_pixels: int = 100,
-    temperature: float = 1.0,
+    max_pixels: Count = 100,
+    temperature: Temperature = 1.0,
     arithmetic: Arithmetic = "exact",
     progress: Progress = silent,
 ) -> AttackResult:
@@ -118,23 +127,24 @@ def song_3(
 
     Song 2017, algorithm 3. Arguments, result and errors as for `song_1`.
     """
-    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
+    asked = check_request(model, images, labels, targets)
     slopes = _gradient_map(asked, temperature, arithmetic)
     return _set_pixels(asked, _Fixed(slopes.abs(), slopes > 0), max_pixels, max_pixels, progress, backwards=1)
 
 
+@checked
 def song_4(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     targets: Tensor | None = None,
-    max_pixels: int = 100,
-    temperature: float = 1.0,
+    max_pixels: Count = 100,
+    temperature: Temperature = 1.0,
     arithmetic: Arithmetic = "exact",
     signed: bool = False,
     darken: bool = True,
-    refresh_every: int = 1,
+    refresh_every: Count = 1,
     stop_at_zeros: bool = False,
     flips: tuple[Tensor, Tensor] | None = None,
     progress: Progress = silent,
@@ -150,58 +160,17 @@ def song_4(
             index. In float32 that is what becomes of a saturated network's maps, one after another and at full cost;
             the paper sets such samples aside as underflowed.
     """
-    if refresh_every < 1:
-        raise InputError(f"refresh_every must be at least 1, got {refresh_every}")
-    asked = _checked(model, images, labels, targets, max_pixels, temperature, arithmetic)
+    asked = check_request(model, images, labels, targets)
     maps = _Differences(asked, flips, temperature, arithmetic, signed, darken)
     return _set_pixels(asked, maps, max_pixels, refresh_every, progress, stop_at_zeros=stop_at_zeros)
 
 
-# The request --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request that makes sense."""
-
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    targets: Tensor | None
-    clean: Tensor  # (B, K), the model's logits of the images
-
-    @property
-    def aim(self) -> Tensor:
-        """(B,) the classes whose loss is raised, or with targets lowered."""
-        return self.labels if self.targets is None else self.targets
-
-    @property
-    def sign(self) -> int:
-        """Whether that loss is raised, 1, or lowered, -1."""
-        return 1 if self.targets is None else -1
-
-    def reached(self, prediction: Tensor, rows: Tensor) -> Tensor:
-        """Whether `rows` (n,) are where they are wanted, given their predictions (n,)."""
-        return prediction != self.labels[rows] if self.targets is None else prediction == self.targets[rows]
-
-
-def _checked(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    max_pixels: int,
-    temperature: float,
-    arithmetic: str,
-) -> _Asked:
-    if max_pixels < 1:
-        raise InputError(f"max_pixels must be at least 1, got {max_pixels}")
-    check_temperature(temperature)
-    check_arithmetic(arithmetic)
-    return _Asked(model, images, labels, targets, door(model, images, labels, targets))
-
-
 # Maps ---------------------------------------------------------------------------------------------------------------
+
+
+def _raised(asked: Request) -> tuple[Tensor, int]:
+    """(B,) the classes whose loss counts, and whether it is to rise, 1, or to fall, -1."""
+    return (asked.labels, 1) if asked.targets is None else (asked.targets, -1)
 
 
 @dataclass(frozen=True)
@@ -241,21 +210,22 @@ class _Fixed(_Maps):
         return _Map(saliency, self.levels[rows], (saliency == 0).all(1), torch.zeros_like(rows))
 
 
-def _gradient_map(asked: _Asked, temperature: float, arithmetic: Arithmetic) -> Tensor:
+def _gradient_map(asked: Request, temperature: float, arithmetic: Arithmetic) -> Tensor:
     """(B, H * W): the gradient of the loss that is to be raised, summed over channels."""
     gradient = log_odds_gradient if arithmetic == "exact" else loss_gradient_float32
+    classes, sign = _raised(asked)
     maps = [
-        gradient(asked.model, batch, classes, temperature).sum(1).flatten(1)
-        for batch, classes in zip(asked.images.split(BATCH), asked.aim.split(BATCH), strict=True)
+        gradient(asked.model, batch, of, temperature).sum(1).flatten(1)
+        for batch, of in zip(asked.images.split(BATCH), classes.split(BATCH), strict=True)
     ]
-    return asked.sign * torch.cat(maps).nan_to_num()
+    return sign * torch.cat(maps).nan_to_num()
 
 
 @dataclass(frozen=True)
 class _Differences(_Maps):
     """How much the loss changes with each pixel alone at 0 and at 1: `song_2` and `song_4` have the options."""
 
-    asked: _Asked
+    asked: Request
     flips: tuple[Tensor, Tensor] | None  # of the clean images
     temperature: float
     arithmetic: Arithmetic
@@ -271,7 +241,8 @@ class _Differences(_Maps):
         else:
             wanted = torch.stack([free & self.darken, free], 1)
             logits, evaluations = flip_logits(self.asked.model, images, current, wanted=wanted, progress=progress)
-        change = self._change(logits, current, self.asked.aim[rows])
+        aim, sign = _raised(self.asked)
+        change = self._change(logits, current, aim[rows], sign)
         none = -torch.inf if self.arithmetic == "exact" and not self.signed else 0.0
         zeros = (change == none).flatten(1).all(1)
         to_zero, to_one = change.unbind(1)
@@ -279,17 +250,17 @@ class _Differences(_Maps):
             to_zero = torch.full_like(to_zero, -torch.inf)
         return _Map(torch.maximum(to_zero, to_one), to_one >= to_zero, zeros, evaluations + int(not untouched))
 
-    def _change(self, logits: Tensor, current: Tensor, aim: Tensor) -> Tensor:
+    def _change(self, logits: Tensor, current: Tensor, aim: Tensor, sign: int) -> Tensor:
         """(n, 2, P): what flips with logits (n, 2, P, K) make of the loss of images with logits (n, K)."""
         aims = aim[:, None, None].expand(logits.shape[:3])
         if self.arithmetic == "float32":
             before = cross_entropy_float32(current, aim, self.temperature)[:, None, None]
             change = cross_entropy_float32(logits, aims, self.temperature) - before
-            change = self.asked.sign * change if self.signed else change.abs()
+            change = sign * change if self.signed else change.abs()
             return change.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         if self.signed:  # the loss rises and falls with the log-odds
             before = log_odds(current, aim, self.temperature)[:, None, None]
-            return self.asked.sign * (log_odds(logits, aims, self.temperature) - before)
+            return sign * (log_odds(logits, aims, self.temperature) - before)
         before = cross_entropy(current, aim, self.temperature)
         return _log_change(cross_entropy(logits, aims, self.temperature), before)
 
@@ -309,7 +280,7 @@ def _log_change(after: SignedLog, before: SignedLog) -> Tensor:
 
 
 def _set_pixels(
-    asked: _Asked,
+    asked: Request,
     maps: _Maps,
     max_pixels: int,
     refresh_every: int,
@@ -325,8 +296,8 @@ def _set_pixels(
     rows = torch.arange(count, device=images.device)
     free = torch.ones(count, pixels_there, dtype=torch.bool, device=images.device)
     pixels = torch.full((count, limit), -1, device=images.device)
-    forwards = torch.ones_like(rows)  # the door's
-    waiting = rows[~asked.reached(asked.clean.argmax(1), rows)]
+    forwards = torch.ones_like(rows)  # the clean image's
+    waiting = asked.waiting
     for start in range(0, limit, refresh_every):
         if not len(waiting):
             break
@@ -351,16 +322,7 @@ def _set_pixels(
         forwards[waiting] += spent
         waiting = waiting[needed > trials]
     progress(count * limit, count * limit)
-    return measured(
-        asked.model,
-        asked.images,
-        asked.labels,
-        images,
-        forwards=forwards,
-        backwards=backwards,
-        targets=asked.targets,
-        pixels=pixels,
-    )
+    return asked.measured(images, forwards=forwards, backwards=backwards, pixels=pixels, minimises=0)
 
 
 @dataclass(frozen=True)
@@ -388,7 +350,7 @@ class _Sequence:
         return changed.view(-1, *self.images.shape[1:])
 
 
-def _first_success(asked: _Asked, rows: Tensor, sequence: _Sequence, progress: Progress) -> tuple[Tensor, Tensor]:
+def _first_success(asked: Request, rows: Tensor, sequence: _Sequence, progress: Progress) -> tuple[Tensor, Tensor]:
     """After how many trials each of `rows` (n,) is where it is wanted, or trials + 1; and the evaluations spent.
 
     Rows that are done leave the batch; as they do, those that remain look several trials ahead, so that every forward
@@ -405,8 +367,8 @@ def _first_success(asked: _Asked, rows: Tensor, sequence: _Sequence, progress: P
             row = waiting.repeat_interleave(ahead)
             steps = torch.arange(trial + 1, trial + ahead + 1, device=rows.device).repeat(len(waiting))
             pairs = zip(row.split(BATCH), steps.split(BATCH), strict=True)
-            prediction = torch.cat([logits_of(asked.model, sequence.after(r, s)).argmax(1) for r, s in pairs])
-            hit = asked.reached(prediction, rows[row]).view(len(waiting), ahead)
+            logits = torch.cat([logits_of(asked.model, sequence.after(r, s)) for r, s in pairs])
+            hit = asked.reached(logits, rows[row]).view(len(waiting), ahead)
             found = hit.any(1)
             needed[waiting[found]] = trial + 1 + hit[found].int().argmax(1)  # argmax of equals: the first
             spent[waiting] += ahead

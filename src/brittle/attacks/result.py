@@ -1,22 +1,44 @@
-"""What every attack gives back, and the checks that every attack makes at its door."""
+"""What every attack gives back, and the check that every attack makes of what it is asked for."""
 
 from __future__ import annotations
 
+import html
+import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from brittle.errors import InputError
+from brittle.errors import InputError, first_line
 from brittle.networks import frozen, logits_of
 
-__all__ = ["BATCH", "AttackResult", "door", "frozen", "logits_of", "measured", "predictions"]
+__all__ = [
+    "BATCH",
+    "AttackResult",
+    "Bound",
+    "Request",
+    "as_wanted",
+    "check_request",
+    "frozen",
+    "logits_of",
+    "measured",
+    "predictions",
+]
 
 BATCH = 256  # images a forward pass: 128 and 256 measure alike on a CPU, 512 falls out of its cache
 
 
 @dataclass(frozen=True)
+class Bound:
+    """The ball around each image in which an attack looked."""
+
+    norm: float  # 0, 1, 2 or inf
+    eps: float  # its radius, in pixel units; in norm 0 pixels
+
+
+@dataclass(frozen=True, repr=False)
 class AttackResult:
     """One row an image: what it was, what it became, and what that cost."""
 
@@ -29,15 +51,20 @@ class AttackResult:
     forwards: Tensor  # (B,), int64: images of this row put through the model
     backwards: Tensor  # (B,), int64: gradients taken for this row
     pixels: Tensor | None = None  # (B, P), int64: flipped pixels in order, h * W + w, then -1; pixel attacks only
+    minimises: float | None = None  # 0, 1, 2 or inf: the norm whose size the attack makes small; None if it does not
+    bound: Bound | None = None  # the ball that the attack kept to; None if it kept to none
 
     def norm(self, p: float) -> Tensor:
-        """(B,) size of each change, p in 0, 1, 2, inf: L0 counts pixels, not channel values; 0 where the row failed."""
-        change = (self.adversarial - self.images).flatten(2)
+        """(B,) size of each perturbation, p in 0, 1, 2, inf: L0 counts pixels, not channel values; 0 where the row
+        failed."""
         if p == 0:
-            return (change != 0).any(1).sum(1)
+            return (self.adversarial != self.images).flatten(2).any(1).sum(1)
         if p not in (1, 2, torch.inf):
             raise InputError(f"norm must be 0, 1, 2 or inf, got {p}")
-        return torch.linalg.vector_norm(change, ord=p, dim=(1, 2))
+        change = (self.adversarial - self.images).flatten(1)
+        largest = change.abs().amax(1, keepdim=True)
+        share = change / torch.where(largest > 0, largest, 1)  # squares of small numbers would underflow
+        return largest.squeeze(1) * torch.linalg.vector_norm(share, ord=p, dim=1)
 
     @property
     def trivial(self) -> Tensor:
@@ -51,54 +78,173 @@ class AttackResult:
             raise InputError("only pixel attacks count flips; use norm(0)")
         return (self.pixels >= 0).sum(1)
 
+    @property
+    def success_rate(self) -> float:
+        """The share of fooled images among those that were right (or off target) before, as `measures.success_rate`
+        has it with its interval; NaN if there are none. `success` counts the others too."""
+        counted = ~self.trivial
+        return int((self.success & counted).sum()) / count if (count := int(counted.sum())) else math.nan
 
-def door(model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Checks a request and gives the clean logits, (B, K); costs one forward a row.
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of all images that the model still takes for their label after the attack."""
+        return int((self.prediction == self.labels).sum()) / len(self.labels) if len(self.labels) else math.nan
+
+    def __repr__(self) -> str:
+        return f"<AttackResult: {'; '.join(f'{name} {value}' for name, value in self._facts())}>"
+
+    def summary(self) -> str:
+        """A few lines of text: what the attack was for, how many images it fooled, how far they are, what it cost."""
+        facts = self._facts()
+        width = max(len(name) for name, _ in facts)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in facts)
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts())
+        return f"<table>{''.join(rows)}</table>"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        counted = ~self.trivial
+        fooled, right = int((self.success & counted).sum()), int(counted.sum())
+        if self.minimises is not None:
+            kind, p = f"smallest {_NORMS[self.minimises]}", self.minimises
+        elif self.bound is not None:
+            kind, p = f"{_NORMS[self.bound.norm]} <= {self.bound.eps:g}", self.bound.norm
+        else:
+            kind, p = "any perturbation", 2.0
+        sizes = self.norm(p)[self.success & counted].double()
+        size = f"{sizes.mean().item():.4g}" if fooled else "none"
+        evaluations = (self.forwards + self.backwards).double().mean().item() if len(self.labels) else math.nan
+        return [
+            ("attack", f"{kind}, {'any class' if self.targets is None else 'targeted'}"),
+            ("images", str(len(self.labels))),
+            ("fooled", f"{fooled} of the {right} that were {'right' if self.targets is None else 'off target'} before"),
+            ("robust accuracy", f"{self.robust_accuracy:.1%}"),
+            (f"mean {_NORMS[p]}", size),
+            ("evaluations per image", f"{evaluations:.4g}"),
+        ]
+
+
+_NORMS = {0: "L0", 1: "L1", 2: "L2", math.inf: "L-infinity"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an attack was asked for, checked: tensors of its own, whose gradients are nobody's."""
+
+    model: nn.Module
+    images: Tensor  # (B, C, H, W), in [0, 1], float32 or float64
+    labels: Tensor  # (B,), int64, on the images' device
+    targets: Tensor | None  # (B,), int64
+    clean: Tensor  # (B, K), the model's logits of the images
+
+    def reached(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """(n,) bool: whether `rows` (n,), with logits (n, K), are as wanted."""
+        return as_wanted(logits, self.labels[rows], None if self.targets is None else self.targets[rows])
+
+    @property
+    def waiting(self) -> Tensor:
+        """(n,) int64: the rows that are not as wanted from the start."""
+        return (~as_wanted(self.clean, self.labels, self.targets)).nonzero().flatten()
+
+    def measured(self, adversarial: Tensor, **said: Any) -> AttackResult:
+        """The result; arguments as for `measured`."""
+        return measured(self.model, self.images, self.labels, adversarial, targets=self.targets, **said)
+
+
+def as_wanted(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """(n,) bool: whether logits (n, K) name a target, or without targets any class but the label.
+
+    Logits that are not all finite name no class: they are never as wanted.
+    """
+    prediction = logits.argmax(1)
+    return logits.isfinite().all(1) & (prediction != labels if targets is None else prediction == targets)
+
+
+def check_request(model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> Request:
+    """Checks what an attack was asked for; costs one forward a row.
+
+    Images in half precision are widened to float32, which holds them exactly, and rounding outside [0, 1] is cut off.
 
     Raises:
-        InputError: if images, labels or targets are not as an attack's docstring says, or do not fit the model.
+        InputError: if model, images, labels or targets are not as an attack's docstring says, or do not fit together.
 
     Warns:
         UserWarning: if the model returns probabilities where logits are expected.
     """
-    if images.ndim != 4 or not images.is_floating_point():
-        raise InputError(f"images must be (B, C, H, W) and floating, got {tuple(images.shape)} {images.dtype}")
-    if len(images) == 0:
-        raise InputError("images must hold at least one row, got none")
-    low, high = images.min().item(), images.max().item()
-    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails it
-        raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
-    _check_classes("labels", labels, images)
-    if targets is not None:
-        _check_classes("targets", targets, images)
-    logits = logits_in_batches(model, images)
-    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
-        raise InputError(f"the model must return logits ({len(images)}, K) with K >= 2, got {tuple(logits.shape)}")
-    if not torch.isfinite(logits).all():
-        raise InputError("the model returns logits that are not finite on the clean images")
+    _check_model(model)
+    images = checked_images("images", images)
+    labels = _classes("labels", labels, images)
+    targets = None if targets is None else _classes("targets", targets, images)
+    clean = _clean_logits(model, images)
     for name, classes in (("labels", labels), ("targets", targets)):
-        if classes is not None and not 0 <= classes.min() <= classes.max() < logits.shape[1]:
+        if classes is not None and not 0 <= classes.min() <= classes.max() < clean.shape[1]:
             raise InputError(
-                f"{name} must lie in 0..{logits.shape[1] - 1}, as the model has {logits.shape[1]} outputs, "
+                f"{name} must lie in 0..{clean.shape[1] - 1}, as the model has {clean.shape[1]} outputs, "
                 f"got {classes.min()}..{classes.max()}"
             )
     if targets is not None and (targets == labels).any():
         raise InputError(f"targets must differ from labels, row {int((targets == labels).nonzero()[0])} does not")
-    if _are_probabilities(logits):
+    if _are_probabilities(clean):
         warnings.warn(
             "the model's outputs look like probabilities (in [0, 1], summing to 1): brittle expects logits, and the "
             "gradients of a softmax of a softmax are too small",
             stacklevel=3,
         )
-    return logits
+    return Request(model, images, labels, targets, clean)
 
 
-def _check_classes(name: str, classes: Tensor, images: Tensor) -> None:
+def checked_images(name: str, images: Tensor) -> Tensor:
+    """(N, C, H, W) in [0, 1] and float32 or float64, without a graph; an InputError says what is not so of `name`."""
+    if not isinstance(images, Tensor):
+        raise InputError(f"{name} must be a tensor (B, C, H, W), got {_kind(images)}")
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(f"{name} must be (B, C, H, W) and floating, got {tuple(images.shape)} {images.dtype}")
+    if images.numel() == 0:
+        raise InputError(f"{name} must hold at least one image with pixels, got {tuple(images.shape)}")
+    low, high = images.min().item(), images.max().item()
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails it
+        raise InputError(f"{name} must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+    return images.detach().to(torch.promote_types(images.dtype, torch.float32)).clamp(0, 1)
+
+
+def _kind(value: object) -> str:
+    module = type(value).__module__.partition(".")[0]
+    return type(value).__name__ if module == "builtins" else f"{module}'s {type(value).__name__}"
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module from images to logits, got {_kind(model)}")
+    if any(one.is_inference() for one in (*model.parameters(), *model.buffers())):
+        raise InputError(
+            "the model was made under torch.inference_mode, where no gradient can be taken: make it outside"
+        )
+
+
+def _classes(name: str, classes: Tensor, images: Tensor) -> Tensor:
+    if not isinstance(classes, Tensor):
+        raise InputError(f"{name} must be a tensor of int64 with one entry an image, got {_kind(classes)}")
     if classes.dtype != torch.int64 or classes.shape != images.shape[:1]:
         raise InputError(
             f"{name} must be int64 with one entry an image, ({len(images)},), "
             f"got {tuple(classes.shape)} {classes.dtype}"
         )
+    return classes.clone().to(images.device)
+
+
+def _clean_logits(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        logits = logits_in_batches(model, images)
+    except InputError:
+        raise
+    except Exception as error:  # a model's code may raise anything
+        raise InputError(f"the model fails on images {tuple(images.shape)}: {first_line(error)}") from error
+    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+        raise InputError(f"the model must return logits ({len(images)}, K) with K >= 2, got {tuple(logits.shape)}")
+    if not torch.isfinite(logits).all():
+        raise InputError("the model returns logits that are not finite on the clean images")
+    return logits
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
@@ -126,15 +272,19 @@ def measured(
     backwards: Tensor | int,
     targets: Tensor | None = None,
     pixels: Tensor | None = None,
+    minimises: float | None = None,
+    bound: Bound | None = None,
 ) -> AttackResult:
     """The result of an attack, with success measured anew on `adversarial` rather than taken from the attack's word.
 
-    Rows that failed get their clean image back, and no pixels. The check itself is not counted in `forwards`.
+    Rows that failed get their clean image back, and no pixels; NaN, in an image or in its logits, is a failure. The
+    check itself is not counted in `forwards`.
     """
-    reached = predictions(model, adversarial)
-    success = reached != labels if targets is None else reached == targets
+    images, adversarial = images.detach(), adversarial.detach()
+    logits = logits_in_batches(model, adversarial)
+    success = as_wanted(logits, labels, targets) & adversarial.isfinite().flatten(1).all(1)
+    reached = logits.argmax(1)
     unchanged = predictions(model, images) if not success.all() else reached
-    kept = torch.where(success.view(-1, 1, 1, 1), adversarial, images)
 
     def each(count: Tensor | int) -> Tensor:
         return torch.as_tensor(count, device=images.device).expand(len(images)).clone()
@@ -143,10 +293,12 @@ def measured(
         images=images,
         labels=labels,
         targets=targets,
-        adversarial=kept,
+        adversarial=torch.where(success.view(-1, 1, 1, 1), adversarial, images),
         success=success,
         prediction=torch.where(success, reached, unchanged),
         forwards=each(forwards),
         backwards=each(backwards),
         pixels=None if pixels is None else torch.where(success[:, None], pixels, -1),
+        minimises=minimises,
+        bound=bound,
     )

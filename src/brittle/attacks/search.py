@@ -14,8 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_of, measured
+from brittle.attacks.result import BATCH, AttackResult, as_wanted, check_request, frozen, logits_of
+from brittle.attacks.streams import Streams
 from brittle.errors import InputError
+from brittle.networks import input_gradient
 from brittle.progress import Progress
 
 MOMENTS = (0.9, 0.999)  # Adam's
@@ -25,40 +27,26 @@ STALLED = 1e-4  # of its distance: a row that comes no closer than this in a fif
 
 @dataclass(frozen=True)
 class Plan:
-    """How long is searched, checked."""
+    """How long is searched."""
 
-    learning_rate: float | None
     max_iterations: int
     runs: int
     abort_early: bool
     restarts: int
     seed: int
 
-    def __post_init__(self) -> None:
-        check("learning_rate", self.learning_rate, self.learning_rate is None or self.learning_rate > 0, "positive")
-        check("max_iterations", self.max_iterations, self.max_iterations >= 1, "at least 1")
-        check("binary_search_steps", self.runs, self.runs >= 1, "at least 1")
-        check("restarts", self.restarts, self.restarts >= 0, "at least 0")
-
-
-def check(name: str, value: float | None, fits: bool, expected: str) -> None:
-    """Raises InputError unless the argument fits and is a number; None is a default."""
-    if not fits or (value is not None and not math.isfinite(value)):
-        raise InputError(f"{name} must be {expected}, got {value}")
-
 
 def closest(aim: Aim, norm: Norm, plan: Plan, progress: Progress) -> AttackResult:
     """The result of a search for the closest image of every row."""
-    check("confidence", aim.confidence, aim.confidence >= 0, "at least 0")
-    clean = door(aim.model, aim.images, aim.labels, aim.targets)
-    aim = replace(aim, images=aim.images.clamp(0, 1))  # the door lets rounding through; a row's own image is in the box
-    images = aim.images
+    asked = check_request(aim.model, aim.images, aim.labels, aim.targets)
+    images = asked.images
+    aim = replace(aim, images=images, labels=asked.labels, targets=asked.targets)
     if aim.quantize and (aim.seen(images) != images).any():
         raise InputError("quantize needs images of whole 255ths: round them first, (images * 255).round() / 255")
-    random = torch.Generator(images.device).manual_seed(plan.seed)
+    streams = Streams.of(images, plan.seed)
     best = Best.of(images)
     rows = torch.arange(len(images), device=images.device)
-    waiting = rows[~aim.reached(clean, rows)]
+    waiting = rows[~aim.reached(asked.clean, rows)]
     with frozen(aim.model):
         live = norm.begin(aim, waiting[:BATCH], best)
         waiting = waiting[BATCH:]
@@ -74,18 +62,11 @@ def closest(aim: Aim, norm: Norm, plan: Plan, progress: Progress) -> AttackResul
                 over |= live.stalls(best, plan.max_iterations)
             if over.any():
                 live.run = live.run + over
-                live = live.kept(~norm.again(aim, best, live, over, plan, random))
+                live = live.kept(~norm.again(aim, best, live, over, plan, streams))
                 progress(len(images) - len(waiting) - len(live.row), len(images))
     progress(len(images), len(images))
-    return measured(
-        aim.model,
-        images,
-        aim.labels,
-        best.images,
-        forwards=best.forwards + 1,
-        backwards=best.backwards,
-        targets=aim.targets,
-    )
+    spent = {"forwards": best.forwards + 1, "backwards": best.backwards}
+    return asked.measured(best.images, **spent, minimises=norm.p)
 
 
 # What is wanted -----------------------------------------------------------------------------------------------------
@@ -104,8 +85,7 @@ class Aim:
 
     def reached(self, logits: Tensor, rows: Tensor) -> Tensor:
         """(n,) bool: whether `rows` (n,), with logits (n, K), are as wanted."""
-        prediction = logits.argmax(1)
-        there = prediction != self.labels[rows] if self.targets is None else prediction == self.targets[rows]
+        there = as_wanted(logits, self.labels[rows], None if self.targets is None else self.targets[rows])
         return there & (self.lead(logits, rows) <= -self.confidence)
 
     def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
@@ -120,13 +100,16 @@ class Aim:
         return (images * 255).round() / 255 if self.quantize else images
 
     def lead_and_gradient(self, images: Tensor, rows: Tensor, *, hinge: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """The lead, its gradient where the hinge lets it through, and whether the rows are as wanted."""
+        """The lead, its gradient where the hinge lets it through, and whether the rows are as wanted.
+
+        Where the model answers with NaN or more than a float holds, the gradient is 0: the search must not take it in.
+        """
         inputs = images.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = logits_of(self.model, inputs)
             lead = self.lead(logits, rows)
             objective = lead.clamp(min=-self.confidence) if hinge else lead
-            (gradient,) = torch.autograd.grad(objective.sum(), inputs)
+            gradient = input_gradient(objective.sum(), inputs).nan_to_num(0, 0, 0)
         return lead.detach().to(images.dtype), gradient, self.reached(logits.detach(), rows)
 
 
@@ -216,19 +199,19 @@ class Runs:
         self.checked = torch.where(due, now, self.checked)
         return stalled
 
-    def from_the_start(self, aim: Aim, best: Best, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
+    def from_the_start(self, aim: Aim, best: Best, over: Tensor, plan: Plan, streams: Streams) -> Tensor:
         """Puts the rows `over` (n,) bool back to their own image or, once all runs from there are made, to a random
         point as far away as their best; (n,) bool: the rows for which that has been done often enough."""
         start, anew = aim.images[self.row], over & (self.run >= plan.runs)
         if anew.any():
-            start = torch.where(wide(anew), self.elsewhere(aim, best, random), start)
+            start = torch.where(wide(anew), self.elsewhere(aim, best, streams, self.run), start)
         self.restart(over, start)
         return self.run >= plan.runs + plan.restarts
 
-    def elsewhere(self, aim: Aim, best: Best, random: torch.Generator) -> Tensor:
-        """(n, C, H, W): for each row a random point as far away as its best."""
+    def elsewhere(self, aim: Aim, best: Best, streams: Streams, draw: Tensor) -> Tensor:
+        """(n, C, H, W): for each row a random point as far away as its best, another at each `draw` (n,)."""
         clean = aim.images[self.row]
-        noise = torch.randn(clean.shape, generator=random, device=clean.device, dtype=clean.dtype)
+        noise = streams.of_rows(self.row).normal(tuple(clean.shape[1:]), draw, clean.dtype)
         radius = self.farness(aim, best) / torch.linalg.vector_norm(noise.flatten(1), dim=1)
         return (clean + wide(radius) * noise).clamp(0, 1)
 
@@ -283,6 +266,8 @@ def wide(values: Tensor) -> Tensor:
 class Norm(Protocol):
     """What is searched in a run, and how."""
 
+    p: float  # 0, 2 or inf
+
     def begin(self, aim: Aim, rows: Tensor, best: Best) -> Runs:
         """The first runs of `rows` (n,)."""
         ...
@@ -291,6 +276,6 @@ class Norm(Protocol):
         """One iteration of all runs."""
         ...
 
-    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, random: torch.Generator) -> Tensor:
+    def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, streams: Streams) -> Tensor:
         """Prepares the next run of the rows `over` (n,) bool, whose run is; (n,) bool: those that are done."""
         ...

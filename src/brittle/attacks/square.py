@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.descent import Ball, BallNorm, Found, Objective, check_ball, check_counts, length
-from brittle.attacks.result import BATCH, AttackResult, door, frozen, logits_of
-from brittle.errors import InputError
+from brittle.attacks.descent import Ball, BallNorm, Found, Objective, length
+from brittle.attacks.options import Count, Portion, Positive, Seed, checked
+from brittle.attacks.result import BATCH, AttackResult, check_request, frozen, logits_of
+from brittle.attacks.streams import Streams
 from brittle.progress import Progress, silent
 
 HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the queries, when the squares' area is halved
 
 
+@checked
 def square(
     model: nn.Module,
     images: Tensor,
@@ -23,10 +25,10 @@ def square(
     *,
     targets: Tensor | None = None,
     norm: BallNorm = "linf",
-    eps: float = 0.3,
-    queries: int = 1000,
-    area: float = 0.8,
-    seed: int = 0,
+    eps: Positive = 0.3,
+    queries: Count = 1000,
+    area: Portion = 0.8,
+    seed: Seed = 0,
     progress: Progress = silent,
 ) -> AttackResult:
     """Random search by squares on the border of the ball: Andriushchenko et al. 2020, algorithms 1 to 3.
@@ -44,7 +46,8 @@ def square(
         eps: radius of the ball in pixel units, > 0.
         queries: points tried for each row, at least 1.
         area: share of the image that the first squares cover, in (0, 1]; the authors' p.
-        seed: of the squares.
+        seed: of the squares, which depend on it and on the image, not on the batch. In L2 all images have theirs at
+            the same places, as the authors' have.
         progress: told the number of rows finished.
 
     Returns:
@@ -53,16 +56,11 @@ def square(
     Raises:
         InputError: if an argument is not as above.
     """
-    check_ball(norm, eps)
-    check_counts({"queries": queries})
-    if not 0 < area <= 1:
-        raise InputError(f"area must lie in (0, 1], got {area}")
-    clean = door(model, images, labels, targets)
-    images = images.clamp(0, 1)
-    aim = Objective(labels, targets)
-    found = Found.of(images, aim.reached(clean, torch.arange(len(images), device=images.device)))
-    random = torch.Generator(images.device).manual_seed(seed)
-    search = (_SquaresLinf if norm == "linf" else _SquaresL2)(Ball(images, norm, eps), random)
+    asked = check_request(model, images, labels, targets)
+    images = asked.images
+    aim, found = Objective(asked.labels, asked.targets), Found.of(asked)
+    ball = Ball(images, norm, eps)
+    search = (_SquaresLinf if norm == "linf" else _SquaresL2)(ball, Streams.of(images, seed), seed)
     waiting = (~found.done).nonzero().flatten()
     with frozen(model), torch.no_grad():
         for begin in range(0, len(waiting), BATCH):
@@ -72,10 +70,10 @@ def square(
             for query in range(queries):
                 if query:
                     side = math.sqrt(area * images[0, 0].numel() / 2 ** sum(query > at * queries for at in HALVINGS))
-                    tried = search.change(change, rows, round(side))
+                    tried = search.change(change, rows, round(side), query)
                 else:
                     tried = change
-                points = search.ball.into(images[rows] + tried, rows)
+                points = ball.into(images[rows] + tried, rows)
                 logits = logits_of(model, points)
                 found.forwards[rows] += 1
                 reached, height = aim.reached(logits, rows), aim.falls(logits, rows).double()
@@ -88,21 +86,17 @@ def square(
                     break
             progress(len(images) - len(waiting[begin + BATCH :]), len(images))
     progress(len(images), len(images))
-    return found.measured(model, images, labels, targets)
+    return found.measured(asked, ball)
 
 
 @dataclass(frozen=True)
 class _Squares:
     ball: Ball
-    random: torch.Generator
+    streams: Streams
+    seed: int
 
-    def _signs(self, *shape: int) -> Tensor:
-        images = self.ball.images
-        drawn = torch.randint(0, 2, shape, generator=self.random, device=images.device)
-        return (2 * drawn - 1).to(images.dtype)
-
-    def _below(self, high: int, *shape: int) -> Tensor:
-        return torch.randint(0, high, shape, generator=self.random, device=self.ball.images.device)
+    def _signs(self, rows: Tensor, shape: tuple[int, ...], draw: int) -> Tensor:
+        return self.streams.of_rows(rows).signs(shape, draw, self.ball.images.dtype)
 
 
 @dataclass(frozen=True)
@@ -110,18 +104,19 @@ class _SquaresLinf(_Squares):
     def begin(self, rows: Tensor) -> Tensor:
         """Upright stripes, one pixel wide: (n, C, H, W)."""
         _, channels, height, width = self.ball.images.shape
-        return self.ball.eps * self._signs(len(rows), channels, 1, width).expand(-1, -1, height, -1)
+        return self.ball.eps * self._signs(rows, (channels, 1, width), 0).expand(-1, -1, height, -1)
 
-    def change(self, change: Tensor, rows: Tensor, side: int) -> Tensor:
+    def change(self, change: Tensor, rows: Tensor, side: int, query: int) -> Tensor:
         """A square of each row, somewhere, set to plus or minus eps in each channel."""
-        count, channels, height, width = change.shape
+        _, channels, height, width = change.shape
         side = min(max(side, 1), height, width)
         inside = []
-        for size in (height, width):
-            at, place = self._below(size - side + 1, count, 1), torch.arange(size, device=change.device)
+        for axis, size in enumerate((height, width)):
+            at = self.streams.of_rows(rows).below(size - side + 1, (1,), 3 * query + axis)
+            place = torch.arange(size, device=change.device)
             inside.append((place >= at) & (place < at + side))
         mask = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
-        return torch.where(mask, self.ball.eps * self._signs(count, channels, 1, 1), change)
+        return torch.where(mask, self.ball.eps * self._signs(rows, (channels, 1, 1), 3 * query + 2), change)
 
 
 @dataclass(frozen=True)
@@ -132,18 +127,23 @@ class _SquaresL2(_Squares):
         side = max(1, min(height, width) // 5)
         change = torch.zeros(len(rows), channels, height, width, dtype=self.ball.images.dtype, device=rows.device)
         hill = _hill(side, side).to(change)
-        for top in range(0, height - side + 1, side):
-            for left in range(0, width - side + 1, side):
-                change[:, :, top : top + side, left : left + side] = hill * self._signs(len(rows), channels, 1, 1)
+        signs = self._signs(rows, (channels, height // side, width // side, 1, 1), 0)
+        for down in range(height // side):
+            for across in range(width // side):
+                place = slice(down * side, (down + 1) * side), slice(across * side, (across + 1) * side)
+                change[:, :, place[0], place[1]] = hill * signs[:, :, down, across]
         return change * self.ball.eps / length(change)
 
-    def change(self, change: Tensor, rows: Tensor, side: int) -> Tensor:
+    def change(self, change: Tensor, rows: Tensor, side: int, query: int) -> Tensor:
         """One square flattened, and what it held given to a new hill and valley in another."""
         _, channels, height, width = change.shape
         side = min(max(side, 3) | 1, height, width)  # the authors take odd sides from 3 on
-        corners = [(int(self._below(height - side + 1)), int(self._below(width - side + 1))) for _ in range(2)]
+        drawn = Streams.numbered(1, self.seed).uniform((5,), query)[0].tolist()
+        tops = [int(at * (height - side + 1)) for at in drawn[:2]]
+        lefts = [int(at * (width - side + 1)) for at in drawn[2:4]]
         grown, flattened = (
-            (slice(None), slice(None), slice(top, top + side), slice(left, left + side)) for top, left in corners
+            (slice(None), slice(None), slice(top, top + side), slice(left, left + side))
+            for top, left in zip(tops, lefts, strict=True)
         )
         either = torch.zeros_like(change[:1, :1])
         either[grown], either[flattened] = 1, 1
@@ -155,8 +155,8 @@ class _SquaresL2(_Squares):
         upper = _hill(side // 2, side)
         pair = torch.cat([upper, -_hill(side - side // 2, side)]).to(change)
         pair = pair / pair.norm()
-        pair = pair if self._below(2) else pair.T
-        new = pair * self._signs(len(change), channels, 1, 1) + change[grown] / size(change[grown]).clamp(min=1e-10)
+        pair = pair if drawn[4] < 0.5 else pair.T
+        new = pair * self._signs(rows, (channels, 1, 1), query) + change[grown] / size(change[grown]).clamp(min=1e-10)
         new = new / size(new).clamp(min=1e-10) * room.sqrt()
         tried = change.clone()
         tried[flattened] = 0
@@ -174,6 +174,7 @@ def _hill(height: int, width: int) -> Tensor:
     return hill / hill.norm()
 
 
+@checked
 def noise(
     model: nn.Module,
     images: Tensor,
@@ -181,9 +182,9 @@ def noise(
     *,
     targets: Tensor | None = None,
     norm: BallNorm = "linf",
-    eps: float = 0.3,
-    draws: int = 100,
-    seed: int = 0,
+    eps: Positive = 0.3,
+    draws: Count = 100,
+    seed: Seed = 0,
     progress: Progress = silent,
 ) -> AttackResult:
     """Random points of the ball, by turns spread evenly over it and on its border (in L-infinity: its corners).
@@ -193,29 +194,25 @@ def noise(
     Arguments, result and errors as for `square`, except:
         draws: points tried for each row, at least 1.
     """
-    check_ball(norm, eps)
-    check_counts({"draws": draws})
-    clean = door(model, images, labels, targets)
-    images = images.clamp(0, 1)
-    aim = Objective(labels, targets)
-    found = Found.of(images, aim.reached(clean, torch.arange(len(images), device=images.device)))
-    random = torch.Generator(images.device).manual_seed(seed)
+    asked = check_request(model, images, labels, targets)
+    aim, found = Objective(asked.labels, asked.targets), Found.of(asked)
+    everywhere, streams = Ball(asked.images, norm, eps), Streams.of(asked.images, seed)
     with frozen(model), torch.no_grad():
         for draw in range(draws):
             waiting = (~found.done).nonzero().flatten()
             for begin in range(0, len(waiting), BATCH):
                 rows = waiting[begin : begin + BATCH]
-                ball = Ball(images[rows], norm, eps)
-                points = _border(ball, random) if draw % 2 else ball.draw(random)
+                ball, own = everywhere.of(rows), streams.of_rows(rows)
+                points = _border(ball, own, draw) if draw % 2 else ball.draw(own, draw)
                 found.forwards[rows] += 1
                 found.take(rows, points, aim.reached(logits_of(model, points), rows))
-            progress(len(images) * draw // draws, len(images))
-    progress(len(images), len(images))
-    return found.measured(model, images, labels, targets)
+            progress(len(labels) * draw // draws, len(labels))
+    progress(len(labels), len(labels))
+    return found.measured(asked, everywhere)
 
 
-def _border(ball: Ball, random: torch.Generator) -> Tensor:
-    drawn = torch.randn(ball.images.shape, generator=random, device=ball.images.device, dtype=ball.images.dtype)
+def _border(ball: Ball, streams: Streams, draw: int) -> Tensor:
+    drawn = streams.normal(tuple(ball.images.shape[1:]), 2 * draw, ball.images.dtype)
     if ball.norm == "linf":
         return (ball.images + ball.eps * drawn.sign()).clamp(0, 1)
     return (ball.images + ball.eps * drawn / length(drawn)).clamp(0, 1)

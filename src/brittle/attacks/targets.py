@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.result import AttackResult, door
+from brittle.attacks.result import AttackResult, check_request
 from brittle.errors import InputError
 
 
@@ -42,7 +42,7 @@ def every_target(
         InputError: if an argument is not as above, or the attack says so.
     """
     if classes is None:
-        classes = door(model, images[:1], labels[:1]).shape[1]
+        classes = check_request(model, images[:1], labels[:1]).clean.shape[1]
     if classes < 2:
         raise InputError(f"classes must be at least 2, got {classes}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:

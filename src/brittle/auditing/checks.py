@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from brittle.attacks.descent import Ball, Objective, fading, pgd
 from brittle.attacks.result import frozen
+from brittle.attacks.streams import Streams
 from brittle.auditing.battery import Battery, Step
 from brittle.auditing.door import Door
 from brittle.auditing.gradients import MATERIAL, Gradients, gradient_of
@@ -435,7 +436,8 @@ def _readout(battery: Battery, features: Callable[[Tensor], Tensor], image: Tens
     """The two-class problem around one image (1, C, H, W); None where a linear readout cannot tell the points apart."""
     norm = battery.ball
     random = torch.Generator(image.device).manual_seed(battery.seed)
-    inner = Ball(image.expand(200, -1, -1, -1), norm, battery.eps / 2).draw(random)
+    each = Streams.numbered(200, battery.seed, image.device)
+    inner = Ball(image.expand(200, -1, -1, -1), norm, battery.eps / 2).draw(each, 0)
     drawn = torch.randn(image.shape, generator=random, device=image.device)
     border = Ball(image, norm, battery.eps).into(
         image + (battery.eps * drawn.sign() if norm == "linf" else battery.eps * drawn / drawn.norm()),

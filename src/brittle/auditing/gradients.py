@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from brittle.attacks.descent import Loss, Objective
 from brittle.attacks.result import BATCH, frozen, logits_of
 from brittle.auditing.views import Scaled
+from brittle.errors import InputError
 from brittle.measures import NEGLIGIBLE
 from brittle.networks import seeded
 from brittle.softmax import log_odds, loss_gradient
@@ -109,7 +110,7 @@ def _unit(gradient: Tensor) -> Tensor:
 def _median_log10(unscaled: nn.Module, images: Tensor, labels: Tensor) -> float | None:
     try:
         median = loss_gradient(unscaled, images, labels).mean_magnitude((1, 2, 3)).median().item()
-    except RuntimeError:  # no gradient at all
+    except InputError:  # no gradient at all
         return None
     return median if math.isfinite(median) else None
 
