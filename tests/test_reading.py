@@ -328,11 +328,14 @@ def test_images_that_are_not_as_expected(tmp_path: Path):
     labels = labels_of(6)
     wrong = "images must lie in [0, 1] or be uint8, got "
     refuses_arrays(
-        tmp_path, wrong + "float64 in [0, 255]", images=np.eye(6)[:, None] * 255.0 * np.ones((1, 6, 1)), labels=labels
+        tmp_path,
+        wrong + "float64 in [0, 255]: divide them by the largest value that a pixel can have, 255 where it has 8 bits",
+        images=np.eye(6)[:, None] * 255.0 * np.ones((1, 6, 1)),
+        labels=labels,
     )
     refuses_arrays(
         tmp_path,
-        wrong + "float32 in [-0.5, 0]",
+        wrong + "float32 in [-0.5, 0]: they look normalised; undo that, and let the model normalise them itself",
         images=np.float32(IMAGES) - 0.5 * (np.arange(5) == 2).astype("f4"),
         labels=labels,
     )
