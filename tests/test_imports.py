@@ -14,6 +14,7 @@ ROOT = Path(brittle.__file__).parent
 FLOORS = [
     "errors",
     "progress",
+    "summary",
     "reading",
     "download",
     "data",
