@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
+import inspect
+import io
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +19,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import brittle
 from brittle import data
 from brittle.data import Data, Split, as_split
 from brittle.errors import InputError
+from brittle.progress import Progress, barred, silent
+from brittle.training import Epoch, Fitted, fit
 
 IMAGES = torch.arange(12 * 3 * 4 * 5).view(12, 3, 4, 5) % 256 / 255
 LABELS = torch.arange(12) // 4
@@ -161,3 +173,183 @@ def test_what_is_no_images_and_labels_is_refused_in_one_line(value: object, mess
 def test_a_built_in_data_set_is_its_test_split():
     digits = data.load("digits")
     assert torch.equal(as_split(digits).images, digits.test.images)
+
+
+# What is printed ---------------------------------------------------------------------------------------------------
+
+FITTED = Fitted(torch.nn.Sequential(torch.nn.Linear(3, 2)), 20.0, (Epoch(0.5, 0.25), Epoch(0.125, 0.75)))
+MARKED = replace(data_of(SPLIT), name="<b>", classes=("<i>", *(f"class {i}" for i in range(30))))
+
+
+@pytest.mark.parametrize(
+    ("value", "line", "lines"),
+    [
+        (SPLIT, "Split(12 images of 3 x 4 x 5)", ["12 of 3 x 4 x 5, torch.float32, cpu", "3, 4 to 4 images each"]),
+        (Split(IMAGES[:0], LABELS[:0]), "Split(0 images of 3 x 4 x 5)", ["0 of 3 x 4 x 5, torch.float32, cpu"]),
+        (
+            MARKED,
+            "Data('<b>': 12 / 12 / 12 images of 3 x 4 x 5, 31 classes)",
+            ["validation  12 images", "31: <i>, class 0, class 1", "class 8, ...", "arrays"],
+        ),
+        (
+            FITTED,
+            "Fitted(Sequential, T = 20, 2 epochs, validation accuracy 75.0%)",
+            ["Sequential, 8 parameters", "0.125 nats", "75.0%"],
+        ),
+        (Fitted(torch.nn.Linear(3, 2), 1.0, ()), "Fitted(Linear, T = 1, 0 epochs)", ["8 parameters"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_results_print_in_a_line_and_summarise_in_a_few(value: Any, line: str, lines: list[str]):
+    assert repr(value) == line
+    summary = value.summary()
+    assert len(summary.splitlines()) < 10
+    assert "tensor(" not in summary
+    for part in lines:
+        assert part in summary
+        assert html.escape(part.split("  ")[-1]) in value._repr_html_()
+    assert "<b>" not in value._repr_html_()
+    assert "<i>" not in value._repr_html_()
+
+
+# What is exported --------------------------------------------------------------------------------------------------
+
+
+def test_public_names_are_there_and_come_without_torch():
+    code = (
+        "import sys, brittle; names = dir(brittle); brittle.InputError; "
+        "assert 'torch' not in sys.modules and 'rich' not in sys.modules; print(*names)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"InputError", "Split", "Data", "Audit", "AttackResult", "audit", "fit", "distill", "data"} <= set(said)
+    assert brittle.InputError is InputError
+    assert (brittle.Split, brittle.Data) == (Split, Data)
+    assert dataclasses.is_dataclass(brittle.Audit)
+    assert dataclasses.is_dataclass(brittle.AttackResult)
+
+
+def test_the_first_lines_of_help_run(monkeypatch: pytest.MonkeyPatch):
+    """With a network of one layer, one epoch and an audit that only takes what it is given."""
+
+    def audit(model: torch.nn.Module, images: object, **options: object) -> str:
+        return repr(as_split(images))
+
+    def small() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+
+    def trained(network: torch.nn.Module, given: Data, *, epochs: int, batch_size: int) -> Fitted:
+        return fit(network, given, epochs=1, batch_size=256)
+
+    monkeypatch.setattr("brittle.networks.papernot_mnist", small)
+    monkeypatch.setitem(brittle.__dict__, "audit", audit)
+    monkeypatch.setitem(brittle.__dict__, "fit", trained)
+    assert brittle.__doc__ is not None
+    snippet = brittle.__doc__.split("\n\n", 1)[1].split("\n\nA model")[0]
+    told: dict[str, Any] = {}
+    exec(textwrap.dedent(snippet), told)
+    assert len(told["found"].success) == 100
+
+
+def test_types_are_shipped():
+    assert (Path(brittle.__file__).parent / "py.typed").is_file()
+
+
+# Bars --------------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+Notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+
+
+@barred("working [hard]")
+def work(*, progress: Progress | None = None) -> Progress:
+    assert progress is not None
+    progress(1, 2, "loss [0.5]")
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("stream", "delay", "shown"),
+    [(Terminal, 0, True), (Notebook, 0, True), (io.StringIO, 0, False), (Terminal, 2, False)],
+)
+def test_a_bar_is_shown_where_somebody_looks_and_work_takes_long(
+    stream: type[io.StringIO], delay: float, shown: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stderr", stream())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(brittle.progress, "DELAY", delay)
+    work()
+    said = sys.stderr.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    if shown:
+        assert "working [hard]" in said
+        assert "50%" in said
+        assert "loss [0.5]" in said
+        assert said.rstrip().endswith("\x1b[2K")  # and is gone
+    else:
+        assert said == ""
+
+
+def test_a_progress_that_is_given_is_used():
+    assert work(progress=silent) is silent
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        brittle.fit,
+        brittle.distill,
+        brittle.soft_labels,
+        brittle.data.load,
+        brittle.units.prediction_gradient,
+        brittle.units.class_gradient,
+        brittle.units.activity,
+        brittle.units.predictions_without,
+        brittle.units.knockout_curves,
+    ],
+)
+def test_long_functions_show_a_bar_by_default(function: Callable[..., Any]):
+    assert inspect.signature(function).parameters["progress"].default is None
+    assert hasattr(function, "__wrapped__")  # barred
+
+
+def test_distilling_runs_under_one_bar(monkeypatch: pytest.MonkeyPatch):
+    """What it calls shows no bars of its own: rich can show one at a time."""
+    opened = []
+    whole = brittle.progress.bar
+
+    def watched(title: str):
+        opened.append(title)
+        return whole(title)
+
+    monkeypatch.setattr(brittle.progress, "bar", watched)
+    chain = brittle.distill(
+        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 3)), data_of(SPLIT), temperature=2, epochs=1
+    )
+    assert len(chain) == 2
+    assert opened == ["distilling"]
+
+
+# Units -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": lambda images: images}, "the model must be a torch.nn.Module, got function"),
+        ({"images": IMAGES.numpy()}, "images must be a tensor (N, C, H, W), got ndarray"),
+        ({"batch": 0}, "batch must be an integer of at least 1, got 0"),
+        ({"batch": 2.5}, "batch must be an integer of at least 1, got 2.5"),
+        ({"labels": LABELS.numpy()}, "classes must be a tensor (12,) of int64, got ndarray"),
+        ({"labels": LABELS.int()}, "classes must be int64 with one entry an image, (12,), got (12,) torch.int32"),
+    ],
+)
+def test_units_are_asked_for_with_tensors(changed: dict[str, Any], message: str):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 3))
+    asked = {"model": model, "images": IMAGES, "labels": LABELS, "layers": ["1"], "batch": 4} | changed
+    with pytest.raises(InputError) as caught:
+        brittle.units.class_gradient(**asked)
+    assert str(caught.value) == message

@@ -7,8 +7,8 @@
     print(brittle.audit(model, (data.test.images, data.test.labels), eps=0.1, budget="quick"))
     found = brittle.attacks.song_3(model, data.test.images[:100], data.test.labels[:100])
 
-A model is any `torch.nn.Module` that maps images in [0, 1] to logits. `brittle.data.as_split` says in which forms images
-and labels are taken. A mistake in a request is a `brittle.InputError` of one line.
+A model is any `torch.nn.Module` that maps images in [0, 1] to logits. `brittle.data.as_split` says in which forms
+images and labels are taken. A mistake in a request is a `brittle.InputError` of one line.
 
 The names below are loaded when they are first used: importing torch takes a second, and `brittle --help` needs none.
 """

@@ -257,7 +257,11 @@ def _stored_arrays(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: not a whole .npz file; expected one with images and labels, or a folder of images")
     try:
-        with warnings.catch_warnings(action="error"), np.load(path, allow_pickle=False) as stored:
+        with (
+            warnings.catch_warnings(action="error"),
+            path.open("rb") as file,  # numpy leaves a damaged one open
+            np.load(file, allow_pickle=False) as stored,
+        ):
             if lacking := [name for name in ("images", "labels") if name not in stored.files]:
                 found = ", ".join(stored.files) or "nothing"
                 raise InputError(f"{path}: lacks {' and '.join(lacking)}, holds {found}; expected images and labels")
@@ -288,7 +292,10 @@ def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
         file.seek(0)
         np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
+        try:
+            shape, _, dtype = read(file)
+        except Exception as error:  # as above
+            raise InputError(f"{path}: the header of {name} is damaged, expected what numpy.save writes") from error
         if dtype.hasobject:
             raise InputError(f"{path}: cannot be read: it stores Python objects, expected plain numbers and strings")
         needed, there = math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size - file.tell()
