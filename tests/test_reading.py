@@ -370,10 +370,12 @@ def flipped(content: bytes, flips: list[tuple[float, int]]) -> bytes:
 
 
 def loads_or_is_refused(path: Path) -> None:
+    said = ""
     try:
-        assert isinstance(data.load(path), data.Data)
+        data.load(path)
     except InputError as error:
-        assert "\n" not in str(error)
+        said = str(error)
+    assert "\n" not in said
 
 
 @settings(max_examples=150, deadline=None)
