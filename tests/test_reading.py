@@ -287,7 +287,7 @@ def png_of(width: int, height: int) -> bytes:
         (lambda file: os.mkfifo(file), "cannot be read: it is not a regular file"),
         (lambda file: file.symlink_to("/dev/zero"), "cannot be read: it is not a regular file"),
         (lambda file: file.symlink_to("nowhere"), "cannot be read: it is not a regular file"),
-        (lambda file: file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n"), "not a readable image"),
+        (lambda file: file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n"), "not a readable image ("),
         (lambda file: file.write_bytes(png_of(30_000, 30_000)), "not a readable image: Image size (900000000 pixels)"),
         (lambda file: file.write_bytes(png_of(12_000, 8_000)), "not a readable image: Image size (96000000 pixels)"),
         (lambda file: file.write_bytes(png_of(0, 4)), "not a readable image"),
@@ -615,6 +615,16 @@ def test_headers_are_read_before_arrays(tmp_path: Path, member: bytes, message: 
     with pytest.raises(InputError) as caught:
         data.load(path)
     assert "allow_pickle" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = npz(tmp_path, images=IMAGES, labels=labels_of(6))
+
+    def denied(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Path, "open", denied)
+    refuses(path, f"{path}: cannot be read: Permission denied")
 
 
 def test_files_that_are_no_npz(tmp_path: Path):

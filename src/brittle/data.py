@@ -389,31 +389,37 @@ def _drawn(size: int, count: int | None) -> list[int]:
 
 def _loaded(loader: DataLoader[Any], count: int | None) -> tuple[Tensor, Tensor]:
     """The images and labels that a loader gives, in the order of its data set whether it shuffles or not."""
-    if not isinstance(loader.dataset, IterableDataset):
-        batches = loader.batch_sampler or [[index] for index in loader.sampler]
-        rows = sorted(index for batch in batches for index in batch)
-        loader = DataLoader(
-            loader.dataset,
-            batch_size=loader.batch_size or 64,
-            sampler=[rows[place] for place in _drawn(len(rows), count)],
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-        )
     parts: list[tuple[Tensor, Tensor]] = []
     try:
-        for batch in loader:
+        for batch in _drawn_loader(loader, count):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise InputError(f"each item must be a pair of an image and its label, got {_described(batch)}")
-            images, labels = batch
-            parts.append((_tensor("images", images), _tensor("labels", labels)))
+            images, labels = (_tensor(name, part) for name, part in zip(("images", "labels"), batch, strict=True))
+            parts.append((images, labels) if labels.ndim else (images[None], labels[None]))  # one that makes no batches
             if count is not None and sum(len(labels) for _, labels in parts) >= count:
                 break
-    except (TypeError, RuntimeError) as error:  # of the collation: pictures of Pillow, sizes that differ
-        raise InputError(f"the images cannot be made one tensor: {first_line(error)}") from error
-    if not parts:
-        raise InputError("expected at least one image, got an empty data set")
-    images, labels = (torch.cat(part)[:count] for part in zip(*parts, strict=True))
+        images, labels = (torch.cat(part)[:count] for part in zip(*parts, strict=True)) if parts else _NONE
+    except (TypeError, RuntimeError) as error:  # pictures of Pillow, sizes that differ, a data set without a length
+        raise InputError(f"the data set cannot be read into tensors: {first_line(error)}") from error
     return images, labels
+
+
+_NONE = torch.empty(0, 0, 0, 0), torch.empty(0, dtype=torch.int64)
+
+
+def _drawn_loader(loader: DataLoader[Any], count: int | None) -> DataLoader[Any]:
+    """A loader of the items that are drawn; a stream as it is."""
+    if isinstance(loader.dataset, IterableDataset):
+        return loader
+    batches = loader.batch_sampler or [[index] for index in loader.sampler]
+    rows = sorted(index for batch in batches for index in batch)
+    return DataLoader(
+        loader.dataset,
+        batch_size=None if loader.batch_sampler is None else loader.batch_size or 64,
+        sampler=[rows[place] for place in _drawn(len(rows), count)],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
 
 
 def _described(value: object) -> str:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -254,29 +254,34 @@ def _pixels(path: Path, image: Image) -> np.ndarray:
 
 
 def _stored_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not a whole .npz file; expected one with images and labels, or a folder of images")
     try:
-        with (
-            warnings.catch_warnings(action="error"),
-            path.open("rb") as file,  # numpy leaves a damaged one open
-            np.load(file, allow_pickle=False) as stored,
-        ):
-            if lacking := [name for name in ("images", "labels") if name not in stored.files]:
-                found = ", ".join(stored.files) or "nothing"
-                raise InputError(f"{path}: lacks {' and '.join(lacking)}, holds {found}; expected images and labels")
-            wanted = [name for name in ("images", "labels", "classes") if name in stored.files]
-            for name in wanted:
-                _check_header(path, stored.zip, name)
-            arrays = {name: stored[name] for name in wanted}
+        with path.open("rb") as file, warnings.catch_warnings(action="error"):
+            if not zipfile.is_zipfile(file):
+                wanted = "expected one with images and labels, or a folder of images"
+                raise InputError(f"{path}: not a whole .npz file; {wanted}")
+            file.seek(0)
+            arrays = _members(path, file)
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # zipfile and numpy let out whatever a broken file leads them to
         raise InputError(f"{path}: cannot be read: {first_line(error)}") from error
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is no array
             raise InputError(f"{path}: {name} is not an array as numpy stores them")
     return arrays
+
+
+def _members(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as stored:
+        if lacking := [name for name in ("images", "labels") if name not in stored.files]:
+            found = ", ".join(stored.files) or "nothing"
+            raise InputError(f"{path}: lacks {' and '.join(lacking)}, holds {found}; expected images and labels")
+        wanted = [name for name in ("images", "labels", "classes") if name in stored.files]
+        for name in wanted:
+            _check_header(path, stored.zip, name)
+        return {name: stored[name] for name in wanted}
 
 
 def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
