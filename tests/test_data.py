@@ -366,3 +366,37 @@ def test_fetch_reads_what_it_got(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"t10k-labels-idx1-ubyte: content has sha256 \w+ \(7 bytes\)"):
         data.fetch("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "y/" + "x" * 5000, Path("x" * 5000), "x" * 300, "~nobody-here/x", "a\0b"])
+def test_names_that_the_system_refuses(name: str | Path):
+    with pytest.raises(InputError) as caught:
+        data.load(name)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_root_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BRITTLE_OFFLINE", "1")
+    with pytest.raises(InputError, match="mnist is not here"):
+        data.load("mnist", Path("x" * 5000))
+    assert data.status("mnist", Path("~nobody-here")).startswith("not here")
+
+
+@pytest.mark.parametrize("name", [None, 3, ["digits"]])
+def test_names_are_texts(name: object):
+    with pytest.raises(InputError, match="a data set is named by a text or a path, got "):
+        data.load(name)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_device_is_no_data_set():
+    with pytest.raises(InputError, match="/dev/zero is neither a folder nor a regular file"):
+        data.load("/dev/zero")
+
+
+def test_a_file_that_expands_without_end_is_not_expanded(mnist_copy: Path):
+    """60 MB of zeros in place of labels; the largest file of the data set has 47 MB."""
+    file = mnist_copy / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    file.write_bytes(gzip.compress(bytes(60_000_000), 1))
+    with pytest.raises(InputError, match=f"^{file}: holds more than 47,040,016 bytes, expected at most so many$"):
+        data.load("mnist", mnist_copy)
+    assert not all(check.ok for check in data.check("mnist", mnist_copy))

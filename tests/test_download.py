@@ -181,6 +181,17 @@ def test_offline_asks_nobody(mirrors: Mirrors, tmp_path: Path, monkeypatch: pyte
     assert not download.offline()
 
 
+def test_a_whole_copy_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_roots: Path):
+    (empty_roots / "in").mkdir(parents=True)
+    (empty_roots / "in" / "a").write_bytes(b"A")
+    with pytest.raises(InputError) as caught:
+        download.fetch(Published("letters", "in", ("a",), by_hand="ask for it"), tmp_path)
+    assert str(caught.value) == (
+        f"letters is not here: looked in {tmp_path}, {empty_roots} for in/a; {empty_roots / 'in'} has all of it: "
+        f"copy it from there; ask for it"
+    )
+
+
 def test_where_downloads_go(mirrors: Mirrors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_roots: Path):
     mirrors.files = {"/one/a": CONTENT}
     wanted = published(mirrors, CONTENT)

@@ -15,6 +15,7 @@ FLOORS = [
     "errors",
     "progress",
     "threads",
+    "summary",
     "reading",
     "download",
     "data",

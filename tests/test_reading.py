@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import os
+import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +22,7 @@ from PIL import Image
 
 from brittle import data
 from brittle.errors import InputError
-from brittle.reading import read_npz
+from brittle.reading import read_bytes, read_npz
 
 # Folders ---------------------------------------------------------------------------------------------------------
 
@@ -47,7 +53,7 @@ def test_folder_is_split_by_class(tmp_path: Path):
     seen: list[tuple[int, int, str]] = []
     read = data.load(tmp_path / "own", progress=lambda done, total, note="": seen.append((done, total, note)))
     assert (read.name, read.classes, read.image_shape) == ("own", ("ant", "zebra"), (1, 4, 6))
-    assert read.source == "local folder of images"
+    assert read.source == "local folder of images: 60 images; split 42 / 9 / 9 at random by class"
     assert [split.labels.bincount().tolist() for split in (read.train, read.validation, read.test)] == [
         [14, 28],
         [3, 6],
@@ -173,7 +179,7 @@ def test_broken_image(tmp_path: Path, kept: int, words: str):
     class_folder(tmp_path / "a", 3)
     class_folder(tmp_path / "b", 3)
     broken = tmp_path / "b" / "002.png"
-    noise = np.random.default_rng(0).integers(0, 256, (50, 50), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (4, 6), np.uint8)
     Image.fromarray(noise).save(broken)
     broken.write_bytes(broken.read_bytes()[:kept])
     refuses(tmp_path, f"{broken}: {words}")
@@ -225,6 +231,174 @@ def test_splits_that_do_not_agree(tmp_path: Path):
     (tmp_path / "validation").mkdir()
     (tmp_path / "val").mkdir()
     refuses(tmp_path, f"{tmp_path}: holds both validation/ and val/")
+
+
+def test_an_unsplit_folder_may_be_all_test_images(tmp_path: Path):
+    class_folder(tmp_path / "ant", 30)
+    class_folder(tmp_path / "zebra", 30, first=100)
+    read, split = data.load(tmp_path, split=False), data.load(tmp_path)
+    assert [len(part) for part in (read.train, read.validation, read.test)] == [0, 0, 60]
+    assert (read.image_shape, read.classes) == ((1, 4, 6), ("ant", "zebra"))
+    assert read.source == "local folder of images: all 60 images are test images"
+    assert sorted(values(read.test)) == sorted(values(split.train) + values(split.validation) + values(split.test))
+    assert set(read.test.labels[:10].tolist()) == {0, 1}  # in no order
+    assert torch.equal(read.test.images, data.load(tmp_path, split=False).test.images)
+    assert read.digest != split.digest
+
+
+def test_an_evaluation_needs_no_class_large_enough_to_be_split(tmp_path: Path):
+    class_folder(tmp_path / "a", 1)
+    class_folder(tmp_path / "b", 2)
+    assert len(data.load(tmp_path, split=False).test) == 3
+
+
+def test_splits_of_ones_own_stay_and_are_said(tmp_path: Path):
+    for part, first in (("train", 0), ("val", 50), ("test", 100)):
+        class_folder(tmp_path / part / "a", 3, first)
+        class_folder(tmp_path / part / "b", 2, first + 10)
+    read, again = data.load(tmp_path), data.load(tmp_path, split=False)
+    assert read.source == "local folder of images: its own train, validation and test; 5 / 5 / 5"
+    assert (again.source, again.digest) == (read.source, read.digest)
+    shutil.rmtree(tmp_path / "val")
+    said = "its own train and test; 3 / 2 / 5 with validation images drawn from train at random"
+    assert data.load(tmp_path).source == f"local folder of images: {said}"
+
+
+# Files that are not what they seem -----------------------------------------------------------------------------------
+
+
+def two_classes(folder: Path) -> Path:
+    """Two class folders of three images; and the last image, in place of which something else may lie."""
+    class_folder(folder / "a", 3)
+    class_folder(folder / "b", 3)
+    return folder / "b" / "002.png"
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG of a size, without pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    checked = header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + checked + struct.pack(">I", 100) + b"IDAT"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (lambda file: os.mkfifo(file), "cannot be read: it is not a regular file"),
+        (lambda file: file.symlink_to("/dev/zero"), "cannot be read: it is not a regular file"),
+        (lambda file: file.symlink_to("nowhere"), "cannot be read: it is not a regular file"),
+        (lambda file: file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n"), "not a readable image ("),
+        (lambda file: file.write_bytes(png_of(30_000, 30_000)), "not a readable image: Image size (900000000 pixels)"),
+        (lambda file: file.write_bytes(png_of(12_000, 8_000)), "not a readable image: Image size (96000000 pixels)"),
+        (lambda file: file.write_bytes(png_of(0, 4)), "not a readable image"),
+    ],
+)
+def test_what_is_no_image_is_not_read(tmp_path: Path, place: Callable[[Path], object], message: str):
+    file = two_classes(tmp_path)
+    file.unlink()
+    place(file)
+    refuses(tmp_path, f"{file}: {message}")
+
+
+def test_sizes_are_compared_before_pixels_are_decoded(tmp_path: Path):
+    file = two_classes(tmp_path)
+    file.write_bytes(png_of(9_000, 9_000))
+    refuses(tmp_path, f"{file} is 9000 x 9000 pixels; resize them to one size")
+
+
+def test_large_files_are_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = two_classes(tmp_path)
+    monkeypatch.setattr("brittle.reading.LARGEST_IMAGE", 1000)
+    file.write_bytes(b"x" * 1001)
+    refuses(tmp_path, f"{file}: holds more than 1,000 bytes")
+    bomb = tmp_path / "bomb.gz"
+    bomb.write_bytes(gzip.compress(bytes(10_000_000)))
+    with pytest.raises(InputError, match=f"{bomb}: holds more than 1,000 bytes"):
+        read_bytes(bomb, 1000)
+
+
+def test_images_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A machine of 600 bytes: six images of 6 x 4 need 576 as float32, and 2,304 with four times the pixels."""
+    two_classes(tmp_path / "small")
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 60, "SC_PHYS_PAGES": 10}[name])
+    data.load(tmp_path / "small")
+    for index in range(6):
+        folder = tmp_path / "large" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(index, (12, 8)).save(folder / f"{index}.png")
+    refuses(tmp_path / "large", f"{tmp_path / 'large'}: the images need 0 GB of memory, 0 GB are here: use fewer or ")
+    path = npz(tmp_path, images=np.zeros((6, 5, 6), np.uint8), labels=labels_of(6))
+    refuses(path, "the images need")
+
+
+@pytest.mark.parametrize("unreadable", ["", "b"])
+def test_folders_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str):
+    two_classes(tmp_path)
+    whole = Path.iterdir
+
+    def iterdir(path: Path):
+        if path == tmp_path / unreadable:
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    refuses(tmp_path, f"{tmp_path / unreadable}: cannot be read: Permission denied")
+
+
+def test_class_names_that_are_no_text(tmp_path: Path):
+    two_classes(tmp_path / "mine")
+    (tmp_path / "mine" / "b").rename(os.fsdecode(os.fsencode(tmp_path / "mine") + b"/caf\xe9"))
+    refuses(tmp_path / "mine", f"{tmp_path / 'mine'}: the class name 'caf\\udce9' is not UTF-8 text: rename it")
+    path = npz(tmp_path, images=IMAGES, labels=labels_of(6), classes=np.array(["a", "\udce9"]))
+    refuses(path, f"{path}: the class name '\\udce9' is not UTF-8 text: rename it")
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    two_classes(odd)
+    assert data.load(odd).name == "caf?"
+
+
+FLIPPED = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=3)
+
+
+def flipped(content: bytes, flips: list[tuple[float, int]]) -> bytes:
+    changed = bytearray(content)
+    for place, bit in flips:
+        changed[int(place * len(changed))] ^= 1 << bit
+    return bytes(changed)
+
+
+def loads_or_is_refused(path: Path) -> None:
+    said = ""
+    try:
+        data.load(path)
+    except InputError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
+@settings(max_examples=150, deadline=None)
+@given(flips=FLIPPED, compressed=st.booleans())
+def test_damaged_arrays_are_loaded_or_refused(flips: list[tuple[float, int]], compressed: bool):
+    content = io.BytesIO()
+    save = np.savez_compressed if compressed else np.savez
+    save(content, images=IMAGES, labels=labels_of(6), classes=np.array(["a", "b"]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mine.npz"
+        path.write_bytes(flipped(content.getvalue(), flips))
+        loads_or_is_refused(path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(flips=FLIPPED, suffix=st.sampled_from([".png", ".jpg", ".gif", ".bmp", ".tif", ".webp", ".ppm"]))
+def test_damaged_images_are_loaded_or_refused(flips: list[tuple[float, int]], suffix: str):
+    with tempfile.TemporaryDirectory() as folder:
+        for name in "ab":
+            class_folder(Path(folder) / name, 3, suffix=suffix)
+        file = Path(folder) / "a" / f"000{suffix}"
+        file.write_bytes(flipped(file.read_bytes(), flips))
+        loads_or_is_refused(Path(folder))
 
 
 # Arrays ----------------------------------------------------------------------------------------------------------
@@ -287,7 +461,7 @@ def test_arrays_are_split_by_class(tmp_path: Path):
     names = np.array(["cat", "dog"])
     read = data.load(npz(tmp_path, images=images, labels=labels_of(100).astype(np.uint8), classes=names))
     assert (read.name, read.classes, read.image_shape) == ("mine", ("cat", "dog"), (1, 5, 4))
-    assert read.source == "local .npz file"
+    assert read.source == "local .npz file: 100 images; split 70 / 15 / 15 at random by class"
     assert [sorted(split.labels.bincount().tolist()) for split in (read.train, read.validation, read.test)] == [
         [35, 35],
         [7, 8],
@@ -328,11 +502,14 @@ def test_images_that_are_not_as_expected(tmp_path: Path):
     labels = labels_of(6)
     wrong = "images must lie in [0, 1] or be uint8, got "
     refuses_arrays(
-        tmp_path, wrong + "float64 in [0, 255]", images=np.eye(6)[:, None] * 255.0 * np.ones((1, 6, 1)), labels=labels
+        tmp_path,
+        wrong + "float64 in [0, 255]: divide them by the largest value that a pixel can have, 255 where it has 8 bits",
+        images=np.eye(6)[:, None] * 255.0 * np.ones((1, 6, 1)),
+        labels=labels,
     )
     refuses_arrays(
         tmp_path,
-        wrong + "float32 in [-0.5, 0]",
+        wrong + "float32 in [-0.5, 0]: they look normalised; undo that, and let the model normalise them itself",
         images=np.float32(IMAGES) - 0.5 * (np.arange(5) == 2).astype("f4"),
         labels=labels,
     )
@@ -401,6 +578,55 @@ def test_objects_are_refused(tmp_path: Path):
     refuses_arrays(tmp_path, message, images=IMAGES, labels=np.array(list("001100"), object))
 
 
+def npy_that_says(shape: str, dtype: str = "|u1", content: bytes = bytes(150)) -> bytes:
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (
+            npy_that_says(f"({10**12}, 5, 5)"),
+            "images says it is (1000000000000, 5, 5) uint8, 25,000,000,000,000 bytes, ",
+        ),
+        (
+            npy_that_says(f"({10**26}, 5)"),
+            f"images says it is ({10**26}, 5) uint8, {5 * 10**26:,} bytes, but holds 150",
+        ),
+        (npy_that_says("(-6, 5, 5)"), "images says it is (-6, 5, 5) uint8, -150 bytes, but holds 150"),
+        (npy_that_says("(5, 5, 5)"), "images says it is (5, 5, 5) uint8, 125 bytes, but holds 150"),
+        (npy_that_says("(6, 5, 5)", "<f8"), "images says it is (6, 5, 5) float64, 1,200 bytes, but holds 150"),
+        (npy_that_says("(6, 5, 5)", "|O"), "cannot be read: it stores Python objects, expected plain numbers and str"),
+        (npy_that_says("(6, 5, 5"), "the header of images is damaged, expected what numpy.save writes"),
+        (npy_that_says("(6, 5, 5)", "|u1 "), "the header of images is damaged"),
+        (b"\x93NUMPY\x09\x00" + bytes(200), "the header of images is damaged"),
+        (b"\x93NUM", "images is not an array as numpy stores them"),
+    ],
+)
+def test_headers_are_read_before_arrays(tmp_path: Path, member: bytes, message: str):
+    path = tmp_path / "mine.npz"
+    labels = io.BytesIO()
+    np.save(labels, labels_of(6))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", member)
+        archive.writestr("labels.npy", labels.getvalue())
+    refuses(path, f"{path}: {message}")
+    with pytest.raises(InputError) as caught:
+        data.load(path)
+    assert "allow_pickle" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = npz(tmp_path, images=IMAGES, labels=labels_of(6))
+
+    def denied(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Path, "open", denied)
+    refuses(path, f"{path}: cannot be read: Permission denied")
+
+
 def test_files_that_are_no_npz(tmp_path: Path):
     path = tmp_path / "mine.npz"
     single = io.BytesIO()
@@ -416,7 +642,7 @@ def test_files_that_are_no_npz(tmp_path: Path):
     with zipfile.ZipFile(path, "w") as archive:  # of this, numpy complains in several lines
         archive.writestr("images.npy", b"\x93NUMPY\x02\x00" + (20_000).to_bytes(4, "little") + b" " * 20_000)
         archive.writestr("labels.npy", b"no array")
-    refuses(path, f"{path}: cannot be read: Header info length (20000) is large")
+    refuses(path, f"{path}: the header of images has 20,000 characters, expected at most 10,000")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images.npy", b"no array")
         archive.writestr("labels.npy", b"no array")

@@ -1,5 +1,15 @@
 """Tells you whether an image classifier is robust or only looks robust, and why.
 
+    import brittle
+
+    data = brittle.data.load("digits")
+    model = brittle.fit(brittle.networks.papernot_mnist(), data, epochs=5, batch_size=16).model
+    print(brittle.audit(model, (data.test.images, data.test.labels), eps=0.1, budget="quick"))
+    found = brittle.attacks.song_3(model, data.test.images[:100], data.test.labels[:100])
+
+A model is any `torch.nn.Module` that maps images in [0, 1] to logits. `brittle.data.as_split` says in which forms
+images and labels are taken. A mistake in a request is a `brittle.InputError` of one line.
+
 The names below are loaded when they are first used: importing torch takes a second, and `brittle --help` needs none.
 """
 
@@ -11,15 +21,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from brittle import attacks, data, measures, networks, softmax, transfer, units
-    from brittle.auditing import audit
+    from brittle import attacks, data, measures, networks, progress, softmax, transfer, units
+    from brittle.attacks.result import AttackResult
+    from brittle.auditing import Audit, audit
+    from brittle.data import Data, Split
     from brittle.distillation import distill, soft_labels
+    from brittle.errors import InputError
     from brittle.training import fit
 
-_MODULES = ("attacks", "data", "measures", "networks", "softmax", "transfer", "units")
-_FUNCTIONS = {"audit": "auditing", "distill": "distillation", "soft_labels": "distillation", "fit": "training"}
+_MODULES = ("attacks", "data", "measures", "networks", "progress", "softmax", "transfer", "units")
+_HOMES = {
+    "AttackResult": "attacks.result",
+    "Audit": "auditing",
+    "Data": "data",
+    "InputError": "errors",
+    "Split": "data",
+    "audit": "auditing",
+    "distill": "distillation",
+    "fit": "training",
+    "soft_labels": "distillation",
+}
 
 __all__ = [
+    "AttackResult",
+    "Audit",
+    "Data",
+    "InputError",
+    "Split",
     "attacks",
     "audit",
     "data",
@@ -27,6 +55,7 @@ __all__ = [
     "fit",
     "measures",
     "networks",
+    "progress",
     "soft_labels",
     "softmax",
     "transfer",
@@ -37,8 +66,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"brittle.{name}")
-    if name in _FUNCTIONS:
-        return getattr(import_module(f"brittle.{_FUNCTIONS[name]}"), name)
+    if name in _HOMES:
+        return getattr(import_module(f"brittle.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'brittle' has no attribute {name!r}")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from brittle.attacks import pgd
 from brittle.data import Data
-from brittle.progress import Progress, part
+from brittle.progress import Progress, part, silent
 from brittle.softmax import SignedLog
 from brittle.unit_cells import flat
 from brittle.units import knockout_curves, prediction_gradient, rank_agreement, rank_units
@@ -95,7 +95,7 @@ def _gradients(
     own = dict(flip)
     for rows in torch.arange(len(images), device=images.device).split(_AT_ONCE):
         for_wrong, for_own, at_first = (
-            prediction_gradient(model, of_images[rows], layers, classes=classes[rows], of="logits")
+            prediction_gradient(model, of_images[rows], layers, classes=classes[rows], of="logits", progress=silent)
             for of_images, classes in ((moved, wrong), (moved, labels), (images, labels))
         )
         for name in layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from brittle import download
 from brittle.download import Published, Remote
-from brittle.errors import InputError, unknown
-from brittle.progress import Progress, silent
-from brittle.reading import LAYOUTS, Labelled, decode, read_bytes, read_folder, read_npz
+from brittle.errors import InputError, first_line, unknown
+from brittle.progress import Progress, barred, silent
+from brittle.reading import (
+    LARGEST_IMAGE,
+    LAYOUTS,
+    ROUNDING,
+    Labelled,
+    decode,
+    opened,
+    read_bytes,
+    read_folder,
+    read_npz,
+    way_into_range,
+)
+from brittle.summary import as_html, as_text
 
 SEED = 20_170_711  # of every split that the data set does not bring along
 
@@ -27,6 +41,7 @@ _MNIST_SHA256 = {  # of the decompressed content: a .gz may have been compressed
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+_MNIST_LARGEST = 16 + 60_000 * 28 * 28  # bytes, of the training images: after magic, N, H and W
 _MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -84,9 +99,9 @@ _YALE = Published(
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Some of a data set's images.
+    """Some of a data set's images, in no order: where only some are used, they are the first.
 
     Attributes:
         images: (N, C, H, W), float32, in [0, 1].
@@ -104,8 +119,30 @@ class Split:
         """The same images and labels on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images of {_by(self.images.shape[1:])})"
 
-@dataclass(frozen=True, eq=False)
+    def summary(self) -> str:
+        """A few lines: how many images, of what size, of which classes."""
+        return as_text("Images and labels", self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_html("Images and labels", self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        counts = [count for count in self.labels.bincount().tolist() if count]
+        spread = f", {min(counts)} to {max(counts)} images each" if counts else ""
+        return {
+            "images": f"{len(self)} of {_by(self.images.shape[1:])}, {self.images.dtype}, {self.images.device}",
+            "classes": f"{len(counts)}{spread}",
+        }
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """A data set, read once.
 
@@ -133,6 +170,27 @@ class Data:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    def __repr__(self) -> str:
+        parts = " / ".join(str(len(split)) for split in (self.train, self.validation, self.test))
+        return f"Data({self.name!r}: {parts} images of {_by(self.image_shape)}, {len(self.classes)} classes)"
+
+    def summary(self) -> str:
+        """A few lines: how many images each split has, their size, the classes, where they came from."""
+        return as_text(self.name, self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.name, self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        more = ", ..." if len(self.classes) > 10 else ""
+        return {
+            **{name: f"{len(split)} images" for name, split in splits.items()},
+            "shape": _by(self.image_shape),
+            "classes": f"{len(self.classes)}: {', '.join(self.classes[:10])}{more}",
+            "source": self.source,
+        }
+
 
 @dataclass(frozen=True)
 class FileCheck:
@@ -149,8 +207,14 @@ class FileCheck:
     note: str
 
 
+@barred("reading data")
 def load(
-    name_or_path: str | Path, root: Path | None = None, *, layout: str | None = None, progress: Progress = silent
+    name_or_path: str | Path,
+    root: Path | None = None,
+    *,
+    layout: str | None = None,
+    split: bool = True,
+    progress: Progress | None = None,
 ) -> Data:
     """Reads a data set: a built-in name, a folder of class folders of images, or an .npz file.
 
@@ -169,16 +233,25 @@ def load(
         name_or_path: one of `names()`, or a path.
         root: searched before BRITTLE_DATA and the user's cache, and where downloads go.
         layout: of an .npz file's images, "NCHW" or "NHWC", where their shape leaves it open.
-        progress: told of downloads (bytes) and of reading a folder (images).
+        split: whether a folder or file of your own that is not split yet is split, as training needs it. With False
+            all its images are test images, in no order, as an evaluation needs it; train and validation are empty.
+            `Data.source` says what was done.
+        progress: told of downloads (bytes) and of reading a folder (images); by default a bar is shown on a terminal
+            and in a notebook.
 
     Raises:
         InputError: if it is unknown, not there, or not as expected; the message names the file.
     """
+    progress = progress or silent
     if layout is not None and layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
+    if not isinstance(name_or_path, str | Path):
+        raise InputError(f"a data set is named by a text or a path, got {_described(name_or_path)}")
+    if len(str(name_or_path)) > 1000:
+        raise InputError(f"{str(name_or_path)[:60]!r}... has {len(str(name_or_path)):,} characters: expected a name")
     name = name_or_path if isinstance(name_or_path, str) else ""  # Path("mnist") is a path
-    path = Path(name_or_path).expanduser()
-    is_array_file = name not in names() and path.is_file()
+    path = Path(os.path.expanduser(name_or_path))  # of a user who is not there Path.expanduser makes a RuntimeError
+    is_array_file = name not in names() and os.path.isfile(path)  # False where the system refuses the name
     if layout is not None and not is_array_file:
         raise InputError(f"layout={layout!r} only goes with an .npz file, got {str(name_or_path)!r}")
     if name == "digits":
@@ -186,9 +259,11 @@ def load(
     if name in _KNOWN:
         return _KNOWN[name].build(download.find_or_fetch(_KNOWN[name].published, root, progress))
     if is_array_file:
-        return _own(path.stem, read_npz(path, layout), "local .npz file")
-    if name_or_path != "" and path.is_dir():
-        return _own(path.resolve().name, read_folder(path, progress), "local folder of images")
+        return _own(path.stem, read_npz(path, layout), "local .npz file", split)
+    if name_or_path != "" and os.path.isdir(path):
+        return _own(path.resolve().name, read_folder(path, progress), "local folder of images", split)
+    if name_or_path != "" and os.path.exists(path):
+        raise InputError(f"{path} is neither a folder nor a regular file: expected class folders or an .npz file")
     if isinstance(name_or_path, Path) or path.suffix or path.parent != Path():
         raise InputError(f"{path} is not there: expected a folder, an .npz file or one of {', '.join(names())}")
     raise unknown("data set or folder", name, names())
@@ -268,6 +343,133 @@ def _inside(folder: Path, file: str) -> Path:
     return download.locate(folder, file) or folder / file
 
 
+# What users hold -----------------------------------------------------------------------------------------------
+
+
+def as_split(value: object, count: int | None = None) -> Split:
+    """Images and labels in any of the forms that PyTorch users hold them in.
+
+    Images are (N, C, H, W). Floating ones must lie in [0, 1]; uint8 ones are in 0..255 and are divided by 255. Labels
+    are N integers of any width.
+
+    Args:
+        value: a `Split`; a `Data`, whose test split is taken; a pair of images and labels (tensors or numpy arrays); a
+            torch `Dataset` that gives (image, label); or a `DataLoader` that gives (images, labels).
+        count: how many images are wanted, all of them by default. The first of a `Split` or `Data`, which are in no
+            order; of everything else as many are drawn at random, always the same, since a folder of images is often
+            sorted by class. Only what is drawn is read. Of a stream (`IterableDataset`) the first are taken.
+
+    Raises:
+        InputError: if it is something else, or images or labels are not as above.
+    """
+    if isinstance(value, Data):
+        value = value.test
+    if isinstance(value, Split):
+        return _checked_split(value.images[:count], value.labels[:count])
+    if isinstance(value, Dataset):
+        value = DataLoader(value, batch_size=64)
+    if isinstance(value, DataLoader):
+        return _checked_split(*_loaded(value, count))
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise InputError(f"expected images and labels as {_FORMS}, got {_described(value)}")
+    whole = _checked_split(*value)
+    rows = _drawn(len(whole), count)
+    return whole if len(rows) == len(whole) else Split(whole.images[rows], whole.labels[rows])
+
+
+_FORMS = "a Split, a Data, a pair (images, labels), a torch Dataset or a DataLoader"
+
+
+def _drawn(size: int, count: int | None) -> list[int]:
+    """At most `count` of 0..size-1, drawn with a fixed seed; all in their order where that is all of them."""
+    if count is None or count >= size:
+        return list(range(size))
+    return np.random.RandomState(SEED).permutation(size)[:count].tolist()
+
+
+def _loaded(loader: DataLoader[Any], count: int | None) -> tuple[Tensor, Tensor]:
+    """The images and labels that a loader gives, in the order of its data set whether it shuffles or not."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    try:
+        for batch in _drawn_loader(loader, count):
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise InputError(f"each item must be a pair of an image and its label, got {_described(batch)}")
+            images, labels = (_tensor(name, part) for name, part in zip(("images", "labels"), batch, strict=True))
+            parts.append((images, labels) if labels.ndim else (images[None], labels[None]))  # one that makes no batches
+            if count is not None and sum(len(labels) for _, labels in parts) >= count:
+                break
+        images, labels = (torch.cat(part)[:count] for part in zip(*parts, strict=True)) if parts else _NONE
+    except (TypeError, RuntimeError) as error:  # pictures of Pillow, sizes that differ, a data set without a length
+        raise InputError(f"the data set cannot be read into tensors: {first_line(error)}") from error
+    return images, labels
+
+
+_NONE = torch.empty(0, 0, 0, 0), torch.empty(0, dtype=torch.int64)
+
+
+def _drawn_loader(loader: DataLoader[Any], count: int | None) -> DataLoader[Any]:
+    """A loader of the items that are drawn; a stream as it is."""
+    if isinstance(loader.dataset, IterableDataset):
+        return loader
+    batches = loader.batch_sampler or [[index] for index in loader.sampler]
+    rows = sorted(index for batch in batches for index in batch)
+    return DataLoader(
+        loader.dataset,
+        batch_size=None if loader.batch_sampler is None else loader.batch_size or 64,
+        sampler=[rows[place] for place in _drawn(len(rows), count)],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
+
+
+def _described(value: object) -> str:
+    return f"{type(value).__name__}" + (f" of length {len(value)}" if isinstance(value, tuple | list) else "")
+
+
+def _tensor(name: str, value: object) -> Tensor:
+    """A tensor that takes no gradient, of a tensor or whatever numpy takes for numbers."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    try:
+        array = np.array(value)
+    except ValueError as error:
+        raise InputError(f"{name} must be a tensor or an array of numbers: {first_line(error)}") from error
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{name} must be a tensor or an array of numbers, got {type(value).__name__}")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+
+
+def _checked_split(images: object, labels: object) -> Split:
+    """A split of floating images in [0, 1] and int64 labels, on the images' device."""
+    images, labels = _tensor("images", images), _tensor("labels", labels)
+    if images.ndim != 4 or 0 in images.shape:
+        raise InputError(f"images must be (N, C, H, W) with N >= 1, got shape {tuple(images.shape)}")
+    if min(images.shape[1:3]) > 4 >= images.shape[3]:
+        raise InputError(
+            f"images must be (N, C, H, W), got {tuple(images.shape)}, which looks like (N, H, W, C): "
+            f"permute the axes to (0, 3, 1, 2)"
+        )
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"labels must be N integers, (N,), got {labels.dtype} of shape {tuple(labels.shape)}")
+    if len(images) != len(labels):
+        raise InputError(f"{len(images)} images but {len(labels)} labels")
+    if (lowest := int(labels.min())) < 0:
+        raise InputError(f"labels must be 0..K-1, got {lowest}")
+    if images.dtype == torch.uint8:
+        if images.max() == 1:
+            raise InputError("uint8 images must be in 0..255, got 0 and 1 alone: make them floating, images.float()")
+        images = images.float() / 255
+    if not images.is_floating_point():
+        raise InputError(f"images must be uint8 in 0..255 or floating point in [0, 1], got {images.dtype}")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # written so that NaN fails it
+        raise InputError(f"images must lie in [0, 1], got [{low:.7g}, {high:.7g}]{way_into_range(low, high)}")
+    if low < 0 or high > 1:
+        images = images.clamp(0, 1)
+    images = images.float() if images.dtype != torch.float64 else images
+    return Split(images, labels.to(images.device, torch.int64))
+
+
 # The built-in data sets ------------------------------------------------------------------------------------------
 
 
@@ -312,7 +514,7 @@ def _mnist(folder: Path) -> Data:
 
 
 def _mnist_file(path: Path) -> tuple[bytes, str]:
-    content, expected = read_bytes(path), _MNIST_SHA256[path.name.removesuffix(".gz")]
+    content, expected = read_bytes(path, _MNIST_LARGEST), _MNIST_SHA256[path.name.removesuffix(".gz")]
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         what = f"content has sha256 {found[:12]} ({len(content):,} bytes), expected the published {expected[:12]}"
@@ -342,7 +544,8 @@ def _cifar10(folder: Path) -> Data:
 
 
 def _cifar_file(path: Path) -> tuple[bytes, str]:
-    content, size = read_bytes(path), 10_000 * _CIFAR_ROW
+    size = 10_000 * _CIFAR_ROW
+    content = read_bytes(path, size)
     if len(content) != size:
         raise InputError(f"{path}: {len(content):,} bytes, expected {size:,}: 10,000 rows of a label and 3,072 pixels")
     if (highest := max(content[::_CIFAR_ROW])) > 9:
@@ -375,10 +578,11 @@ def _yale_faces(folder: Path) -> Data:
 def _yale_file(path: Path) -> tuple[tuple[bytes, np.ndarray], str]:
     from PIL import Image
 
-    content = read_bytes(path)
-    face = decode(path, content)
-    if (face.width, face.height) != (320, 243):
+    content = read_bytes(path, LARGEST_IMAGE)
+    face = opened(path, content)
+    if face.size != (320, 243):
         raise InputError(f"{path}: {face.width} x {face.height} pixels, expected 320 x 243")
+    decode(path, face)
     small = face.convert("L").resize((60, 60), Image.Resampling.BILINEAR)
     return (content, np.asarray(small)), "readable, 320 x 243"
 
@@ -401,29 +605,41 @@ _KNOWN = {
 # Your own ------------------------------------------------------------------------------------------------------
 
 
-def _own(name: str, read: Labelled, source: str) -> Data:
-    """A user's own images, split where they are not split yet."""
-    rows = _own_rows(read, name)
+def _own(name: str, read: Labelled, source: str, split: bool) -> Data:
+    """A user's own images, split where they are not split yet and a split is wanted."""
+    rows, said = _own_rows(read, name, split)
     return Data(
-        name,
+        name.encode(errors="replace").decode(),  # a folder's name need not be UTF-8
         *(_split(read.images, read.labels, part) for part in rows),
         classes=read.classes,
         digest=_digest("own", *read.contents, read.labels.astype(np.int64), *read.classes, *rows),
-        source=source,
+        source=f"{source}: {said}",
     )
 
 
-def _own_rows(read: Labelled, name: str) -> list[np.ndarray]:
-    if "test" not in read.parts:
-        return _split_rows(read.labels, read.classes, (0.70, 0.15, 0.15), name)
+def _own_rows(read: Labelled, name: str, split: bool) -> tuple[list[np.ndarray], str]:
+    """The rows of train, validation and test, and what was done, in a phrase."""
     random = np.random.RandomState(SEED)
+    if "test" not in read.parts:
+        total = len(read.labels)
+        if not split:
+            none = np.arange(0)
+            return [none, none, random.permutation(total)], f"all {total} images are test images"
+        rows = _split_rows(read.labels, read.classes, (0.70, 0.15, 0.15), name)
+        return rows, f"{total} images; split {_counts(rows)} at random by class"
     train, validation, test = (
         random.permutation(np.flatnonzero(read.parts == part)) for part in ("train", "validation", "test")
     )
     if len(validation) == 0:
         kept, held_out = _split_rows(read.labels[train], read.classes, (0.85, 0.15), f"{name}/train")
-        train, validation = train[kept], train[held_out]
-    return [train, validation, test]
+        rows = [train[kept], train[held_out], test]
+        return rows, f"its own train and test; {_counts(rows)} with validation images drawn from train at random"
+    rows = [train, validation, test]
+    return rows, f"its own train, validation and test; {_counts(rows)}"
+
+
+def _counts(rows: Sequence[np.ndarray]) -> str:
+    return " / ".join(str(len(part)) for part in rows)
 
 
 # Splits ----------------------------------------------------------------------------------------------------------

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from brittle.data import Data
 from brittle.errors import InputError
 from brittle.networks import build, frozen, logits_of
-from brittle.progress import Progress, silent
+from brittle.progress import Progress, barred, silent
 from brittle.softmax import check_temperature, softmax
 from brittle.training import Fitted, fit
 
 
-def soft_labels(model: nn.Module, images: Tensor, temperature: float, *, progress: Progress = silent) -> Tensor:
-    """What the model says of each image, softmax(logits / temperature): (N, C, H, W) -> (N, K), float32, on the CPU."""
+@barred("soft labels")
+def soft_labels(model: nn.Module, images: Tensor, temperature: float, *, progress: Progress | None = None) -> Tensor:
+    """What the model says of each image, softmax(logits / temperature): (N, C, H, W) -> (N, K), float32, on the CPU.
+
+    `progress` is told the images done; a bar is shown by default.
+    """
+    progress = progress or silent
     check_temperature(temperature)
     device = next((p.device for p in model.parameters()), images.device)
     found = []
@@ -35,6 +40,7 @@ def generation_seed(seed: int, generation: int) -> int:
     return seed + 1000 * generation
 
 
+@barred("distilling")
 def distill(
     make: Callable[[], nn.Module],
     data: Data,
@@ -43,7 +49,7 @@ def distill(
     generations: int = 2,
     seed: int = 0,
     device: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | None = None,
     **training: object,
 ) -> list[Fitted]:
     """Trains a teacher on hard labels, then each generation on the soft labels of the one before it.
@@ -58,7 +64,8 @@ def distill(
         generations: networks in the chain with the teacher, >= 1.
         seed: generation g is built and trained with `generation_seed(seed, g)`.
         device: as for `fit`.
-        progress: told training steps, each generation's in turn.
+        progress: told training steps, each generation's in turn; by default a bar is shown on a terminal and in a
+            notebook, and nothing with `brittle.progress.silent`.
         **training: passed to `fit`: epochs, learning_rate, ...
 
     Returns:
@@ -75,7 +82,7 @@ def distill(
     for generation, own in enumerate(temperatures):
         labels = None
         if chain:
-            labels = soft_labels(chain[-1].model, data.train.images, chain[-1].temperature)
+            labels = soft_labels(chain[-1].model, data.train.images, chain[-1].temperature, progress=silent)
         drawn = generation_seed(seed, generation)
         network = build(make, seed=drawn)
         chain.append(

@@ -61,7 +61,7 @@ class Published:
 
 def roots(root: Path | None = None) -> list[Path]:
     """The folders that may hold data sets, in the order of search; the first is where downloads go."""
-    named = [Path(where).expanduser() for where in (root, os.environ.get("BRITTLE_DATA")) if where]
+    named = [Path(os.path.expanduser(where)) for where in (root, os.environ.get("BRITTLE_DATA")) if where]
     return [*named, Path(platformdirs.user_cache_dir("brittle")) / "data"]
 
 
@@ -72,7 +72,7 @@ def offline() -> bool:
 
 def locate(folder: Path, file: str) -> Path | None:
     """Where `file` lies in `folder`, as it is or compressed; None when it does not."""
-    return next((path for path in (folder / file, folder / f"{file}.gz") if path.is_file()), None)
+    return next((path for path in (folder / file, folder / f"{file}.gz") if os.path.isfile(path)), None)
 
 
 def find(published: Published, places: list[Path]) -> Path | None:
@@ -128,7 +128,9 @@ def not_here(published: Published, root: Path | None) -> InputError:
     partly = ""
     for folder in (place / published.folder for place in looked):
         lacking = _missing(published, folder)
-        if len(lacking) < len(published.files):
+        if not lacking:
+            partly = f"; {folder} has all of it: copy it from there"
+        elif len(lacking) < len(published.files):
             partly = f"; {folder} lacks {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}"
     why = published.by_hand if not published.remotes else "BRITTLE_OFFLINE forbids downloading it"
     places = ", ".join(map(str, looked))

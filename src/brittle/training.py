@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from brittle.data import Data, Split
 from brittle.errors import InputError, unknown
 from brittle.networks import channels_last, frozen, logits_of, seeded
-from brittle.progress import Progress, silent
+from brittle.progress import Progress, barred, silent
 from brittle.softmax import check_temperature
+from brittle.summary import as_html, as_text
 
 DTYPES = ("auto", "float32", "bfloat16")
 DecayOn = Literal["weights", "output"]
@@ -46,13 +47,33 @@ class Epoch:
     accuracy: float  # on the validation images, in [0, 1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted:
     """A trained network, in evaluation mode, and how it got there."""
 
     model: nn.Module
     temperature: float
     history: tuple[Epoch, ...]
+
+    def __repr__(self) -> str:
+        told = f", validation accuracy {self.history[-1].accuracy:.1%}" if self.history else ""
+        return f"Fitted({type(self.model).__name__}, T = {self.temperature:g}, {len(self.history)} epochs{told})"
+
+    def summary(self) -> str:
+        """A few lines: the network, how it was trained and what it came to."""
+        return as_text("A trained network", self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_html("A trained network", self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        facts: dict[str, object] = {"network": f"{type(self.model).__name__}, {parameters:,} parameters"}
+        facts |= {"temperature": f"{self.temperature:g}", "epochs": len(self.history)}
+        if self.history:
+            last = self.history[-1]
+            facts |= {"loss": f"{last.loss:.4g} nats", "validation accuracy": f"{last.accuracy:.1%}"}
+        return facts
 
 
 class Diverged(InputError):
@@ -87,6 +108,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+@barred("training")
 def fit(
     network: nn.Module,
     data: Data,
@@ -108,7 +130,7 @@ def fit(
     device: str = "auto",
     dtype: str = "auto",
     checkpoint: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Fitted:
     """Trains `network` in place by stochastic gradient descent on the cross entropy of softmax(logits / temperature).
 
@@ -138,7 +160,8 @@ def fit(
         checkpoint: a file written after each epoch. If it is there and was made by the same request, training goes on
             from it and ends with the same bits as if it had never stopped (same kind of machine and number of
             threads); else it is written over.
-        progress: told steps, with the loss and the last validation accuracy.
+        progress: told steps, with the loss and the last validation accuracy; by default a bar is shown on a terminal
+            and in a notebook, and nothing with `brittle.progress.silent`.
 
     Returns:
         The network on the CPU's or device's memory, as trained after the last epoch, in evaluation mode.
@@ -147,6 +170,7 @@ def fit(
         InputError: if an argument is not as above, or the network does not fit the data.
         Diverged: if the loss becomes NaN or infinite.
     """
+    progress = progress or silent
     settings = {"temperature": temperature, "epochs": epochs, "batch_size": batch_size}
     settings |= {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     for name, value in settings.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.data import Data
-from brittle.progress import Progress, part
+from brittle.progress import Progress, part, silent
 from brittle.softmax import SignedLog
 from brittle.units import (
     KnockoutCurve,
@@ -64,7 +64,7 @@ def units(
     layers, of = params["layers"], params["of"]
     told = part(progress, 0, 1, 10)
     profile = convolutional_gradient(class_gradient(model, images, labels, layers, of=of, progress=told))
-    active = activity(model, images, layers)
+    active = activity(model, images, layers, progress=silent)
     each = _each(model, images, labels, layers, of, part(progress, 1, 2, 10))
     orders = _orders(profile, active, params["classes"], params["random"], params["seed"])
     told = part(progress, 2, 10, 10)
@@ -103,7 +103,7 @@ def _each(
     """For each layer (N, units): each image's convolutional gradient of its own class."""
     parts = []
     for rows in torch.arange(len(images), device=images.device).split(_AT_ONCE):
-        gradient = prediction_gradient(model, images[rows], layers, classes=labels[rows], of=of)
+        gradient = prediction_gradient(model, images[rows], layers, classes=labels[rows], of=of, progress=silent)
         parts.append(convolutional_gradient(gradient))
         progress(int(rows[-1]) + 1, len(images))
     return {name: SignedLog.cat([one[name] for one in parts]) for name in layers}

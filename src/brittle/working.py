@@ -19,7 +19,7 @@ from brittle import __version__, cells, data, disk
 from brittle.cells import Cell, Context, Outcome
 from brittle.data import Data
 from brittle.errors import InputError, StoreError, first_line
-from brittle.progress import Progress
+from brittle.progress import Progress, silent
 from brittle.store import Store, Stored
 from brittle.training import resolve_device
 
@@ -144,7 +144,7 @@ class Workplace:
 
         @lru_cache(maxsize=2)
         def load(place: str) -> Data:
-            return data.load(place, self.data_root, layout=self.layout)
+            return data.load(place, self.data_root, layout=self.layout, progress=silent)
 
         return Worker(Store(self.store), load, resolve_device(self.device))
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from brittle.errors import InputError, unknown
 from brittle.networks import frozen, logits_of
-from brittle.progress import Progress, silent
+from brittle.progress import Progress, barred, silent
 from brittle.softmax import LN10, SignedLog, check_temperature, log_odds
 from brittle.units.hooks import door, each_class, replaced, same_shape
 from brittle.units.unit import Ranked, Unit
@@ -21,6 +21,7 @@ from brittle.units.unit import Ranked, Unit
 Output = Literal["softmax", "logits"]
 
 
+@barred("gradients of units")
 def prediction_gradient(
     model: nn.Module,
     images: Tensor,
@@ -30,7 +31,7 @@ def prediction_gradient(
     of: Output = "softmax",
     temperature: float = 1.0,
     batch: int = 32,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> dict[str, SignedLog]:
     """dy_i/do for every unit o of the named layers: Lo and Ding, equation (1).
 
@@ -42,7 +43,7 @@ def prediction_gradient(
         of: what y is: 'softmax', exact, or 'logits'.
         temperature: at which the softmax is read, > 0; of no account to logits.
         batch: images at a time.
-        progress: told the images done.
+        progress: told the images done; by default a bar is shown on a terminal and in a notebook.
 
     Returns:
         For each layer (N, *units), or (N, K, *units) for every class.
@@ -54,7 +55,8 @@ def prediction_gradient(
         InputError: if a layer does not exist, is not used, or gives something other than a tensor; if images, classes
             or an option are not as above, or the images do not fit the model.
     """
-    outputs = door(model, images, layers)
+    progress = progress or silent
+    outputs = door(model, images, layers, batch=batch)
     _check_options(of, temperature)
     wanted = None if classes is None else each_class(classes, images, outputs)
     parts: list[dict[str, SignedLog]] = []
@@ -69,6 +71,7 @@ def prediction_gradient(
     return {name: SignedLog.cat([part[name] for part in parts]) for name in layers}
 
 
+@barred("gradients of units")
 def class_gradient(
     model: nn.Module,
     images: Tensor,
@@ -80,7 +83,7 @@ def class_gradient(
     temperature: float = 1.0,
     of_maps: bool = False,
     batch: int = 32,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> dict[str, SignedLog]:
     """The mean of dy_t/do over the images of each class t: Lo and Ding, equation (3), its element t.
 
@@ -99,7 +102,8 @@ def class_gradient(
     Raises:
         InputError: also if a class has no images.
     """
-    outputs = door(model, images, layers)
+    progress = progress or silent
+    outputs = door(model, images, layers, batch=batch)
     _check_options(of, temperature)
     labels = each_class(labels, images, outputs)
     wanted = list(range(outputs) if classes is None else classes)

@@ -14,8 +14,14 @@ from brittle.networks import frozen, logits_of
 # The request ----------------------------------------------------------------------------------------------------------
 
 
-def door(model: nn.Module, images: Tensor, layers: Sequence[str], *, some: bool = True) -> int:
+def door(model: nn.Module, images: Tensor, layers: Sequence[str], *, some: bool = True, batch: int = 1) -> int:
     """Checks a request, with one image put through the model, and gives K."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(images, Tensor):
+        raise InputError(f"images must be a tensor (N, C, H, W), got {type(images).__name__}")
+    if not isinstance(batch, int) or batch < 1:
+        raise InputError(f"batch must be an integer of at least 1, got {batch!r}")
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         raise InputError(f"images must be (N, C, H, W), floating and some, got {tuple(images.shape)} {images.dtype}")
     low, high = images.min().item(), images.max().item()
@@ -38,6 +44,8 @@ def each_class(classes: Tensor | int, images: Tensor, outputs: int) -> Tensor:
     """(N,) int64: the class of each image, on its device."""
     if isinstance(classes, int):
         classes = torch.full((len(images),), classes)
+    if not isinstance(classes, Tensor):
+        raise InputError(f"classes must be a tensor ({len(images)},) of int64, got {type(classes).__name__}")
     if classes.dtype != torch.int64 or classes.shape != images.shape[:1]:
         expected = f"int64 with one entry an image, ({len(images)},)"
         raise InputError(f"classes must be {expected}, got {tuple(classes.shape)} {classes.dtype}")

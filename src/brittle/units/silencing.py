@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from brittle.errors import InputError
 from brittle.measures import Share, share
 from brittle.networks import frozen, parameter_dtype
-from brittle.progress import Progress, silent
+from brittle.progress import Progress, barred, silent
 from brittle.units.hooks import door, each_class, replaced
 from brittle.units.unit import Ranked, Unit
 
@@ -32,13 +32,14 @@ def knockout(model: nn.Module, units: Iterable[Unit]) -> Iterator[nn.Module]:
         yield model
 
 
+@barred("knockout")
 def predictions_without(
     model: nn.Module,
     images: Tensor,
     sets: Sequence[Collection[Unit]],
     *,
     batch: int = 256,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Tensor:
     """The class that the model gives each image without each of S sets of units: (S, N) int64.
 
@@ -50,14 +51,15 @@ def predictions_without(
         images: (N, C, H, W), float, in [0, 1].
         sets: of units to be knocked out together; an empty one is the whole model.
         batch: images a forward pass, copies counted.
-        progress: told the images done, times sets.
+        progress: told the images done, times sets; by default a bar is shown on a terminal and in a notebook.
 
     Raises:
         InputError: as `knockout` does, or if the images are not as above or do not fit the model.
     """
+    progress = progress or silent
     distinct = list(dict.fromkeys(frozenset(each) for each in sets))
     layers = list(dict.fromkeys(unit.layer for each in distinct for unit in each))
-    door(model, images, layers, some=False)
+    door(model, images, layers, some=False, batch=batch)
     stages, begin = _stages(model, layers)
     starts = [min((begin[unit.layer] for unit in each), default=len(stages)) for each in distinct]
     order = sorted(range(len(distinct)), key=starts.__getitem__)
@@ -104,6 +106,7 @@ class KnockoutCurve:
         return torch.stack(counts).view(-1, self.classes, self.classes)
 
 
+@barred("knockout")
 def knockout_curves(
     model: nn.Module,
     images: Tensor,
@@ -112,7 +115,7 @@ def knockout_curves(
     *,
     points: int | None = None,
     batch: int = 256,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> dict[str, KnockoutCurve]:
     """Knocks units out one after another, those gone before staying out: Lo and Ding, sections V-C and V-D.
 
@@ -129,7 +132,7 @@ def knockout_curves(
     """
     if points is not None and points < 2:
         raise InputError(f"points must be at least 2, from none gone to all, got {points}")
-    outputs = door(model, images, [], some=False)
+    outputs = door(model, images, [], some=False, batch=batch)
     labels = each_class(labels, images, outputs)
     gone = {name: _spread(len(order), points) for name, order in orders.items()}
     sets = [tuple(order)[:count] for name, order in orders.items() for count in gone[name]]

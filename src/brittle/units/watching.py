@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from brittle.errors import InputError
 from brittle.networks import frozen, logits_of
-from brittle.progress import Progress, silent
+from brittle.progress import Progress, barred, silent
 from brittle.softmax import SignedLog
 from brittle.units.hooks import door, replaced, same_shape
 
 
+@barred("activity of units")
 def activity(
-    model: nn.Module, images: Tensor, layers: Sequence[str], *, batch: int = 32, progress: Progress = silent
+    model: nn.Module, images: Tensor, layers: Sequence[str], *, batch: int = 32, progress: Progress | None = None
 ) -> dict[str, SignedLog]:
     """How much each map or dense unit puts out: the mean of |o| over images and positions.
 
@@ -24,7 +25,8 @@ def activity(
     Returns:
         For each layer (1, units), which `rank_units` takes.
     """
-    door(model, images, layers)
+    progress = progress or silent
+    door(model, images, layers, batch=batch)
     totals: dict[str, Tensor] = {}
     numbers = dict.fromkeys(layers, 0)
 
@@ -49,7 +51,7 @@ def outputs(model: nn.Module, images: Tensor, layers: Sequence[str], *, batch: i
 
     Arguments and errors are those of `prediction_gradient`.
     """
-    door(model, images, layers)
+    door(model, images, layers, batch=batch)
     parts: list[dict[str, Tensor]] = []
 
     def kept(name: str) -> Callable[[Tensor], Tensor]:
