@@ -63,7 +63,8 @@ teacher = "teacher"
 def test_a_study_in_sizes_is_its_file_with_one_of_them_put_over_it(tmp_path):
     path = tmp_path / "growing.toml"
     path.write_text(GROWING)
-    small, large = (study.read(str(path), size=size) for size in (None, "large"))  # the first is the default
+    plain, small, large = (study.read(str(path), size=size) for size in (None, "small", "large"))
+    assert (plain.name, plain.rows, plain.training.temperature) == ("growing", 100, [1.0, 20.0])
     assert (small.name, small.rows, small.training.temperature, list(small.models)) == (
         "growing-small",
         5,

@@ -128,7 +128,7 @@ def not_here(published: Published, root: Path | None) -> InputError:
     partly = ""
     for folder in (place / published.folder for place in looked):
         lacking = _missing(published, folder)
-        if len(lacking) < len(published.files):
+        if 0 < len(lacking) < len(published.files):
             partly = f"; {folder} lacks {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}"
     why = published.by_hand if not published.remotes else "BRITTLE_OFFLINE forbids downloading it"
     places = ", ".join(map(str, looked))

@@ -236,7 +236,7 @@ class Counting:
             blind = arithmetic == "float32" and tempered
             work += self._of_each_row(name, options, arithmetic, blind) * rows
             stored += rows * (1 + 8 + 4 + 4 + 8 * (rows > shard))
-            if not name.startswith("song_"):
+            if "max_pixels" not in options:  # the whole images are stored
                 stored += rows * self.image
                 continue
             most = min(options["max_pixels"], self.pixels) / (1 if arithmetic == "float32" else 2)  # of any row
