@@ -34,19 +34,33 @@ class DamagedError(Exception):
 def read_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     """A cell's record without its seal, or None and what is wrong with it."""
     try:
-        text = (folder / RECORD).read_bytes()
+        record = unsealed((folder / RECORD).read_bytes())
+    except (OSError, DamagedError) as error:
+        return None, f"{RECORD}: {reason(error)}"
+    files = record.get("files")
+    named = isinstance(files, dict) and all(isinstance(one, dict) and {"bytes", "sha256"} <= set(one) for one in files.values())
+    return (record, None) if named else (None, f"{RECORD}: does not name its files")
+
+
+def unsealed(text: bytes) -> dict[str, Any]:
+    """The record that `sealed` wrote as this text, without its seal.
+
+    Raises:
+        DamagedError: if the text is not as it was written.
+    """
+    try:
         record = json.loads(text)
         whole = _is_written(record, text)
-        whole &= record.pop("seal") == _seal(record) and isinstance(record["files"], dict)
-    except OSError as error:
-        return None, f"{RECORD}: {reason(error)}"
+        whole &= record.pop("seal") == _seal(record)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return None, f"{RECORD}: not readable as a cell's record"
-    return (record, None) if whole else (None, f"{RECORD}: its seal does not fit what it says")
+        raise DamagedError("not readable as a record") from None
+    if not whole:
+        raise DamagedError("its seal does not fit what it says")
+    return record
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """The text of cell.json: the record and the sha256 of its canonical form."""
+    """The text of a file that holds a record: with the sha256 of its canonical form."""
     return text_of({**record, "seal": _seal(record)})
 
 

@@ -419,6 +419,13 @@ def chosen(study: Study, model: Model) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name not in LATER or value != LATER[name]}
 
 
+def as_run(study: Study) -> dict[str, Any]:
+    """The study as JSON, each model with the training settings that it is run with."""
+    told = study.model_dump(mode="json", exclude={"training"})
+    models = {name: {**chosen(study, model), "teacher": model.teacher} for name, model in study.models.items()}
+    return told | {"models": models}
+
+
 def _sentences(error: ValidationError) -> Iterator[str]:
     """One short sentence for each wrong key."""
     seen: dict[str, list[str]] = {}
