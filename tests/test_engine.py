@@ -144,6 +144,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_compute_all_anew_at_once_both_end_well(plan, tmp_path):
     folders = [str(tmp_path / "code"), str(Path(__file__).parent)]
     command = [sys.executable, "-c", FRESH, str(tmp_path / "store"), *folders]
@@ -162,7 +163,7 @@ def accuracy(store, plan, model):
 
 def test_another_number_of_threads_has_the_same_keys_and_results_that_agree(plan, tmp_path):
     """`plan` for its network."""
-    tables = TABLES | {"training": TABLES["training"] | {"epochs": 10}, "models": {"plain": {}, "warm": {"temperature": 2.0}}}
+    tables = TABLES | {"training": TABLES["training"] | {"epochs": 6}, "models": {"plain": {}, "warm": {"temperature": 2.0}}}
     plan = expand(study.check(tables | {"attacks": {}}, "tiny"), blobs(), device="cpu", dtype="float32")
     before = torch.get_num_threads()
     stores = {}
