@@ -357,7 +357,10 @@ def test_an_audit_of_cells_has_the_key_that_a_study_gives_it(tmp_path):
         "data": "digits",
         "training": {"network": "brittle.networks.mlp", "epochs": 0},
         "models": {"plain": {}, "tempered": {"temperature": 20.0}},
-        "audits": {"alone": {"rows": 30, "budget": "quick"}, "beside": {"norm": "l2", "eps": 1.0, "reference": "plain"}},
+        "audits": {
+            "alone": {"rows": 30, "budget": "quick"},
+            "beside": {"norm": "l2", "eps": 1.0, "reference": "plain"},
+        },
     }
     plan = expand(study.check(tables, "audits"), data, device="cpu", dtype="float32")
     trained = [cell for cell in plan.cells if cell.function in ("train", "select")]

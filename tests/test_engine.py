@@ -163,7 +163,8 @@ def accuracy(store, plan, model):
 
 def test_another_number_of_threads_has_the_same_keys_and_results_that_agree(plan, tmp_path):
     """`plan` for its network."""
-    tables = TABLES | {"training": TABLES["training"] | {"epochs": 6}, "models": {"plain": {}, "warm": {"temperature": 2.0}}}
+    models = {"plain": {}, "warm": {"temperature": 2.0}}
+    tables = TABLES | {"training": TABLES["training"] | {"epochs": 6}, "models": models}
     plan = expand(study.check(tables | {"attacks": {}}, "tiny"), blobs(), device="cpu", dtype="float32")
     before = torch.get_num_threads()
     stores = {}
@@ -352,7 +353,7 @@ def test_the_memory_is_what_is_free_and_what_the_control_group_allows(monkeypatc
     assert 1e8 < processes._memory() < 1e14
     (tmp_path / "limit").write_text("123456\n")
     (tmp_path / "none").write_text("max\n")
-    monkeypatch.setattr(processes, "_LIMITS", (str(tmp_path / "none"), str(tmp_path / "limit"), str(tmp_path / "absent")))
+    monkeypatch.setattr(processes, "_LIMITS", [str(tmp_path / name) for name in ("none", "limit", "absent")])
     assert processes._memory() == 123456
 
 

@@ -311,13 +311,19 @@ def test_a_grid_too_large_to_plan_is_refused_at_once():
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("tables", [
-    {},
-    {"seeds": [0, 1, 2]},
-    {"training": {"temperature": [1.0, 2.0, 3.0]}, "models": {"a": {}, "b": {"teacher": "a", "epochs": [1, 2]}}},
-    {"models": {"a": {"temperature": [1.0, 2.0]}, "b": {"teacher": "a", "temperature": [2.0, 3.0]}}, "units": {"u": {"layers": ["x"]}}},
-    {"attacks": {"a": {"function": "song_1", "max_pixels": [1, 2, 3]}}, "shard_rows": 7},
-])
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {},
+        {"seeds": [0, 1, 2]},
+        {"training": {"temperature": [1.0, 2.0, 3.0]}, "models": {"a": {}, "b": {"teacher": "a", "epochs": [1, 2]}}},
+        {
+            "models": {"a": {"temperature": [1.0, 2.0]}, "b": {"teacher": "a", "temperature": [2.0, 3.0]}},
+            "units": {"u": {"layers": ["x"]}},
+        },
+        {"attacks": {"a": {"function": "song_1", "max_pixels": [1, 2, 3]}}, "shard_rows": 7},
+    ],
+)
 def test_cells_are_counted_before_they_are_made(tables, monkeypatch):
     """The count is of the cells to be, but for labels that nobody learns from, and never below it."""
     cells = len(expanded(**tables).cells)

@@ -369,7 +369,15 @@ def test_study_records(store):
         store.write_study("x", {"mean": float("nan")})
     assert hidden(store) == held_locks(store) == []
     whole = (store.root / "studies" / "song-2017.json").read_text()
-    for text in ('{"cells": [', "[]", "{}", "null", "1e999", whole.replace(OTHER, "0" * 32), whole.replace("[", "7, [")):
+    for text in (
+        '{"cells": [',
+        "[]",
+        "{}",
+        "null",
+        "1e999",
+        whole.replace(OTHER, "0" * 32),
+        whole.replace("[", "7, ["),
+    ):
         (store.root / "studies" / "song-2017.json").write_text(text)
         with pytest.raises(InputError, match=r"study 'song-2017' cannot be read: .*song-2017\.json"):
             store.read_study("song-2017")

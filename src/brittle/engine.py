@@ -329,7 +329,7 @@ def recall(store: Store, key: str, made: dict[str, Cell] | None = None) -> Cell:
         if stored is None:
             raise InputError(f"cell {at[:8]} is not in the store {store.root}: {store.damage(at) or 'absent'}")
         record = stored.record
-        if not _MADE_FROM <= record.keys():
+        if _MADE_FROM - record.keys():
             raise InputError(f"cell {at[:8]} does not say what it was made from")
         if lacking := [parent for parent in record["parents"].values() if parent not in made]:
             if len(wanted) > 4 * GENERATIONS:  # two cells a network, and what is made of the last

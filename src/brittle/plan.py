@@ -18,6 +18,7 @@ from brittle.units import telling_layers
 
 MOST = 100_000  # cells of a study
 
+
 @dataclass(frozen=True)
 class Plan:
     """A study's cells, parents before children, and the record by which a report finds them again."""
@@ -181,7 +182,7 @@ def _check_count(study: Study, order: Sequence[str], data: Data) -> None:
         model = study.models[name]
         own = {axis: values for axis, values in chosen(study, model).items() if isinstance(values, list)}
         taught = axes[model.teacher] if model.teacher else {}
-        shared = {axis: [one for one in values if one in taught[axis]] for axis, values in own.items() if axis in taught}
+        shared = {axis: [one for one in own[axis] if one in taught[axis]] for axis in own if axis in taught}
         for axis, values in shared.items():
             if not values:
                 raise InputError(
@@ -192,7 +193,7 @@ def _check_count(study: Study, order: Sequence[str], data: Data) -> None:
         cells += math.prod(map(len, axes[name].values())) * _follow_count(study, name, data)
     cells *= len(study.seeds)
     if cells > MOST:
-        raise InputError(f"the study has about {cells:,} cells, and at most {MOST:,} are planned: make its grids smaller")
+        raise InputError(f"the study has about {cells:,} cells, and at most {MOST:,} are planned: make grids smaller")
 
 
 def _follow_count(study: Study, name: str, data: Data) -> int:
@@ -247,7 +248,9 @@ def _source(path: str, resolve: Any) -> dict[str, str]:
     return {"code": digest} if digest else {}
 
 
-def _grid(settings: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _grid(
+    settings: Mapping[str, Any], axes: Mapping[str, list[Any]]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Every combination of the values of the axes: all settings, and those that vary."""
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))

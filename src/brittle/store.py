@@ -343,7 +343,7 @@ class Store:
             raise InputError(f"study {name!r} cannot be read: {self._study(name)}: {error}") from error
         except disk.DamagedError as error:
             raise InputError(
-                f"study {name!r} cannot be read: {self._study(name)} is damaged, or another version of brittle wrote it "
+                f"study {name!r} cannot be read: {self._study(name)} is damaged, or of another version of brittle "
                 f"({error}): run the study again"
             ) from error
 
