@@ -15,11 +15,15 @@ from seen import one_line
 from typer.testing import CliRunner
 
 import brittle
+from brittle import engine, inspecting, study
 from brittle.auditing import audit
 from brittle.auditing.ledger import Ledger
 from brittle.cli import app
+from brittle.inspecting import Question
 from brittle.networks import build
+from brittle.plan import expand
 from brittle.store import Store
+from brittle.working import Worker
 
 MODULE = """
 import torch
@@ -343,3 +347,32 @@ def test_a_real_ctrl_c_ends_with_130_and_no_traceback(folder, tmp_path):
     assert running.returncode == 130, said
     assert "Traceback" not in said
     shutil.rmtree(tmp_path)
+
+
+def test_an_audit_of_cells_has_the_key_that_a_study_gives_it(tmp_path):
+    data, store, cpu = brittle.data.load("digits"), Store(tmp_path), torch.device("cpu")
+    tables = {
+        "name": "audits",
+        "title": "Audits",
+        "data": "digits",
+        "training": {"network": "brittle.networks.mlp", "epochs": 0},
+        "models": {"plain": {}, "tempered": {"temperature": 20.0}},
+        "audits": {
+            "alone": {"rows": 30, "budget": "quick"},
+            "beside": {"norm": "l2", "eps": 1.0, "reference": "plain"},
+        },
+    }
+    plan = expand(study.check(tables, "audits"), data, device="cpu", dtype="float32")
+    trained = [cell for cell in plan.cells if cell.function in ("train", "select")]
+    engine.run(trained, store, engine.Here(Worker(store, lambda _: data, cpu)))
+    plain, tempered = plan.record["models"]
+    alone, beside = (audit["cell"] for audit in tempered["audits"])
+
+    def key(norm, **more):
+        asked = Question(tempered["train"][:12], "digits", **more)
+        return inspecting._cell(asked, norm, torch.nn.Linear(1, 1), None, data, cpu, store).key
+
+    assert key("linf", rows=30, budget="quick") == alone
+    assert key("l2", eps=1.0, reference=plain["train"]) == beside
+    assert key("l2", eps=1.0) != beside
+    assert key("linf", rows=30, budget="quick", mean=(0.5,), std=(0.5,)) != alone  # another network

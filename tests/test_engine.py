@@ -1,6 +1,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -12,10 +14,11 @@ import torch
 from problems import blobs
 
 import brittle
-from brittle import cells, engine, study
+from brittle import cells, engine, processes, study
 from brittle.attacks import carlini_l2
 from brittle.cells import Cell
 from brittle.errors import InputError, StoreError
+from brittle.measures import Share
 from brittle.plan import expand
 from brittle.processes import Processes
 from brittle.report import gather
@@ -110,6 +113,78 @@ def test_fresh_computes_all_and_gives_the_same_bits(plan, tmp_path):
     assert hashes(Store(tmp_path / "store")) == before
 
 
+def test_fresh_leaves_what_another_process_has_in_work(plan, tmp_path):
+    store = Store(tmp_path / "store")
+    run(plan, store)
+    held = plan.cells[1]
+    with store.lock(held.key):
+        (store.work(held.key) / "checkpoint").touch()
+        thread = threading.Thread(target=engine.forget, args=(plan.cells, Store(store.root)))
+        thread.start()
+        thread.join(60)
+        assert store.keys() == [held.key]
+        assert (store.work(held.key) / "checkpoint").exists()
+
+
+FRESH = """
+import sys, torch
+sys.path[:0] = sys.argv[2:]
+from problems import blobs
+from test_engine import TABLES, here, run
+from brittle import engine, study
+from brittle.plan import expand
+from brittle.store import Store
+torch.set_num_threads(1)
+plan = expand(study.check(TABLES, "tiny"), blobs(), device="cpu", dtype="float32")
+store = Store(sys.argv[1])
+for _ in range(3):
+    engine.forget(plan.cells, store)
+    ran = run(plan, store)
+    assert not ran.failed and not ran.left, ran.failed
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_compute_all_anew_at_once_both_end_well(plan, tmp_path):
+    folders = [str(tmp_path / "code"), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", FRESH, str(tmp_path / "store"), *folders]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [(process.communicate(timeout=200)[1], process.returncode) for process in running]
+    assert [code for _, code in ended] == [0, 0], ended[0][0] + ended[1][0]
+    run(plan, Store(tmp_path / "store"))
+    run(plan, Store(tmp_path / "alone"))
+    assert hashes(Store(tmp_path / "store")) == hashes(Store(tmp_path / "alone"))
+
+
+def accuracy(store, plan, model):
+    told = kept(store, plan.record["models"][model]["measure"]).scalars["accuracy"]
+    return Share(told["count"], told["total"]).interval
+
+
+def test_another_number_of_threads_has_the_same_keys_and_results_that_agree(plan, tmp_path):
+    """`plan` for its network."""
+    models = {"plain": {}, "warm": {"temperature": 2.0}}
+    tables = TABLES | {"training": TABLES["training"] | {"epochs": 6}, "models": models}
+    plan = expand(study.check(tables | {"attacks": {}}, "tiny"), blobs(), device="cpu", dtype="float32")
+    before = torch.get_num_threads()
+    stores = {}
+    try:
+        for name, threads in (("one", 1), ("two", 2), ("two again", 2)):
+            torch.set_num_threads(threads)
+            stores[name] = Store(tmp_path / name)
+            assert run(plan, stores[name]).failed == ()
+    finally:
+        torch.set_num_threads(before)
+    assert stores["one"].keys() == stores["two"].keys()
+    assert hashes(stores["two"]) == hashes(stores["two again"])
+    for model in (0, 1):
+        (low, high), (low_too, high_too) = (accuracy(stores[name], plan, model) for name in ("one", "two"))
+        assert max(low, low_too) <= min(high, high_too)
+        assert min(low, low_too) > 1 / 3  # both learn
+        told = [kept(stores[name], plan.record["models"][model]["train"]) for name in ("one", "two")]
+        assert [cell.record["provenance"]["threads"] for cell in told] == [1, 2]
+
+
 @pytest.mark.parametrize("stop", ["train student", "measure teacher", "song_2 on student, seed 0, rows 5"])
 def test_a_stopped_run_goes_on_and_ends_the_same(plan, tmp_path, stop):
     run(plan, Store(tmp_path / "whole"))
@@ -182,6 +257,24 @@ def test_a_parent_that_goes_meanwhile_is_done_again(plan, tmp_path):
     assert all(store.get(cell.key) for cell in plan.cells)
 
 
+def test_a_parent_that_goes_while_its_child_reads_it_is_made_again(plan, tmp_path, monkeypatch):
+    store, gone = Store(tmp_path / "store"), []
+
+    def loses(cell, parents, context):
+        if cell.title == "measure teacher, seed 0" and not gone:
+            gone.append(parents["model"].key)
+            store.discard(parents["model"].key)
+        return does(cell, parents, context)
+
+    does = cells.run
+    monkeypatch.setattr(cells, "run", loses)
+    heard = Heard()
+    ran = run(plan, store, watch=heard)
+    assert (ran.failed, ran.left) == ((), ())
+    assert sorted(heard.computed) == sorted([*(cell.title for cell in plan.cells), "train teacher, seed 0"])
+    assert all(store.get(cell.key) for cell in plan.cells)
+
+
 def test_a_failed_cell_fails_its_children_only(plan, tmp_path, monkeypatch):
     def fails(cell, parents, context):
         if cell.title == "train student, seed 0":
@@ -244,6 +337,33 @@ def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
     assert "its process was killed by signal 9; doing it again" in heard.said[0]
     assert hashes(shared) == hashes(alone)
     assert not any(hand.process.is_alive() for hand in hands._hands)
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "data", "most"),
+    [(4, 1e12, 0, 4), (64, 2e9, 0, 3), (64, 2e9, 400_000_000, 2), (64, 1e6, 0, 1), (1, 1e12, 0, 1)],
+)
+def test_so_many_workers_as_there_are_cores_and_memory_for(monkeypatch, cores, memory, data, most):
+    monkeypatch.setattr(processes, "available_cores", lambda: cores)
+    monkeypatch.setattr(processes, "_memory", lambda: memory)
+    assert processes.most_workers(data) == most
+
+
+def test_the_memory_is_what_is_free_and_what_the_control_group_allows(monkeypatch, tmp_path):
+    assert 1e8 < processes._memory() < 1e14
+    (tmp_path / "limit").write_text("123456\n")
+    (tmp_path / "none").write_text("max\n")
+    monkeypatch.setattr(processes, "_LIMITS", [str(tmp_path / name) for name in ("none", "limit", "absent")])
+    assert processes._memory() == 123456
+
+
+def test_more_workers_than_the_machine_has_places_for_are_not_started(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "available_cores", lambda: 2)
+    with pytest.warns(UserWarning, match="2 workers instead of 1000: this machine has 2 cores"):
+        hands = Processes(Workplace(tmp_path), 1000)
+    assert hands.free == 2
+    assert hands._hands == []  # each is started when there is a cell for it
+    hands.close()
 
 
 class Scripted:
@@ -336,6 +456,31 @@ def test_a_result_is_unpacked_as_it_was_packed(plan, tmp_path):
     assert torch.equal(again.adversarial, found.adversarial)
     assert torch.equal(again.flips, found.flips)
     assert torch.equal(again.prediction, model(found.adversarial).argmax(1))
+
+
+def test_a_recalled_cell_that_is_no_study_s_is_refused_in_words(tmp_path):
+    store = Store(tmp_path)
+    store.put("1" * 32, {"title": "foreign"}, {})
+    told = {"title": "x", "function": "no such", "params": {}, "parents": {}, "data": "", "environment": {}}
+    store.put("2" * 32, told, {})
+    with pytest.raises(InputError, match="cell 11111111 does not say what it was made from"):
+        engine.recall(store, "1" * 32)
+    with pytest.raises(InputError, match="was made by another version of brittle"):
+        engine.recall(store, "2" * 32)
+
+
+def test_a_row_of_teachers_in_a_store_is_recalled_up_to_its_limit(tmp_path):
+    store = Store(tmp_path)
+    told = {"function": "select", "params": {}, "data": "", "environment": {}}
+    last = Cell("0", "select", {})
+    for number in range(300):
+        parents = {role: parent.key for role, parent in last.parents.items()}
+        store.put(last.key, told | {"title": last.title, "parents": parents}, {})
+        if number == 100:
+            assert engine.recall(store, last.key).key == last.key
+        last = Cell(str(number), "select", {}, {"of": last})
+    with pytest.raises(InputError, match="is made from more than 50 networks in a row"):
+        engine.recall(store, last.parents["of"].key)
 
 
 def test_a_recalled_cell_has_its_own_key(plan, tmp_path):

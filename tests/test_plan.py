@@ -1,9 +1,13 @@
 import math
+import pickle
+import re
+import time
 
 import pytest
 from problems import TABLES, blobs
 
 from brittle import cells, study
+from brittle import plan as plan_module
 from brittle.errors import InputError
 from brittle.plan import expand
 
@@ -270,3 +274,70 @@ def test_a_foreign_network_is_part_of_the_key(tmp_path, monkeypatch):
     before = key()
     file.write_text(file.read_text() + "# edited\n")
     assert key() != before
+
+
+def chain(count):
+    return {"m0": {}} | {f"m{i}": {"teacher": f"m{i - 1}"} for i in range(1, count)}
+
+
+def test_long_chains_of_teachers_are_refused_in_one_line():
+    with pytest.raises(InputError, match="model m50 is the last of 51 that learn from each other: at most 50"):
+        expanded(models=chain(2000), attacks={})
+
+
+def test_the_longest_chain_of_teachers_travels_to_another_process():
+    last = [cell for cell in expanded(models=chain(50), attacks={}).cells if cell.function == "train"][-1]
+    assert pickle.loads(pickle.dumps(last)).key == last.key
+
+
+def test_a_teacher_that_exists_already_counts_with_those_that_taught_it():
+    taught = [cell for cell in expanded(models=chain(50), attacks={}).cells if cell.function == "train"][-1]
+    models = {"teacher": {}, "student": {"teacher": "teacher"}}
+    tables = study.check(TABLES | {"models": models, "attacks": {}}, "tiny")
+    with pytest.raises(InputError, match="model student is the last of 51"):
+        expand(tables, blobs(), device="cpu", dtype="float32", given={"teacher": taught})
+
+
+def test_a_grid_too_large_to_plan_is_refused_at_once():
+    training = {"temperature": [float(i) for i in range(1, 1001)], "learning_rate": [i / 1000 for i in range(1, 1001)]}
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"about [34],000,001 cells, and at most 100,000 are planned"):
+        expanded(training=training, models={"plain": {}}, attacks={})
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {},
+        {"seeds": [0, 1, 2]},
+        {"training": {"temperature": [1.0, 2.0, 3.0]}, "models": {"a": {}, "b": {"teacher": "a", "epochs": [1, 2]}}},
+        {
+            "models": {"a": {"temperature": [1.0, 2.0]}, "b": {"teacher": "a", "temperature": [2.0, 3.0]}},
+            "units": {"u": {"layers": ["x"]}},
+        },
+        {"attacks": {"a": {"function": "song_1", "max_pixels": [1, 2, 3]}}, "shard_rows": 7},
+    ],
+)
+def test_cells_are_counted_before_they_are_made(tables, monkeypatch):
+    """The count is of the cells to be, but for labels that nobody learns from, and never below it."""
+    cells = len(expanded(**tables).cells)
+    monkeypatch.setattr(plan_module, "MOST", cells - 1)
+    with pytest.raises(InputError, match="cells, and at most") as raised:
+        expanded(**tables)
+    counted = int(re.findall(r"about ([\d,]+) cells", str(raised.value))[0].replace(",", ""))
+    assert cells <= counted <= 1.5 * cells
+
+
+def test_a_student_without_a_point_in_common_with_its_teacher_is_refused():
+    models = {"teacher": {"temperature": [5.0]}, "student": {"temperature": [10.0], "teacher": "teacher"}}
+    with pytest.raises(InputError, match="model student has no temperature in common with its teacher teacher"):
+        expanded(models=models, attacks={})
+
+
+def test_strengths_that_are_one_value_make_one_cell():
+    attack = {"function": "brittle.attacks.linear_mask", "targets": "every", "rows": 3}
+    plan = expanded(models={"plain": {}}, attacks={"a": attack | {"etas": [750]}})
+    assert [c.params["options"] for c in plan.cells if c.function == "attack"] == [{"etas": [750]}]
+    plan = expanded(models={"plain": {}}, attacks={"a": attack | {"etas": [[0, 750], [750]]}})
+    assert [c.params["options"]["etas"] for c in plan.cells if c.function == "attack"] == [[0, 750], [750]]

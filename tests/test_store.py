@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from brittle import disk
 from brittle import store as store_module
 from brittle.errors import InputError
 from brittle.store import Cleaned, Store
@@ -259,10 +260,10 @@ def test_refuses_names_that_are_no_file_names(store, name):
         ("tensors.safetensors", cut, r"\d+ bytes, not \d+"),
         ("tensors.safetensors", lambda path: path.write_bytes(b""), r"0 bytes, not \d+"),
         ("tensors.safetensors", Path.unlink, "missing"),
-        ("cell.json", cut, "not readable as a cell's record"),
-        ("cell.json", lambda path: path.write_bytes(b""), "not readable as a cell's record"),
-        ("cell.json", lambda path: path.write_text("[1]"), "not readable as a cell's record"),
-        ("cell.json", lambda path: path.write_text("{}"), "not readable as a cell's record"),
+        ("cell.json", cut, "not readable as a record"),
+        ("cell.json", lambda path: path.write_bytes(b""), "not readable as a record"),
+        ("cell.json", lambda path: path.write_text("[1]"), "not readable as a record"),
+        ("cell.json", lambda path: path.write_text("{}"), "not readable as a record"),
         ("cell.json", Path.unlink, "missing"),
     ],
 )
@@ -279,6 +280,16 @@ def test_finds_damage_and_says_where(store, file, spoil, sentence):
     held = sum(path.stat().st_size for path in cell.folder.iterdir())
     assert store.clean() == Cleaned(cells=1, bytes=held)
     assert store.keys() == [OTHER]
+
+
+def test_a_sealed_record_that_lacks_what_a_cell_has_is_said_in_words(store):
+    cell = store.put(KEY, {"title": 3, "provenance": []}, {})
+    assert (cell.title, cell.seconds) == ("a cell without a title", None)
+    cell = store.put(OTHER, {"title": "train", "provenance": {"seconds": 1.5}}, {})
+    assert (cell.title, cell.seconds) == ("train", 1.5)
+    (cell.folder / "cell.json").write_bytes(disk.sealed({"files": {"a.safetensors": 3}}))
+    assert store.damage(OTHER) == "cell.json: does not name its files"
+    assert store.get(OTHER) is None
 
 
 def test_finds_every_single_flipped_bit_of_cell_json(store):
@@ -357,7 +368,16 @@ def test_study_records(store):
     with pytest.raises(ValueError, match=r"study x\.mean is nan"):
         store.write_study("x", {"mean": float("nan")})
     assert hidden(store) == held_locks(store) == []
-    for text in ('{"cells": [', "[]"):
+    whole = (store.root / "studies" / "song-2017.json").read_text()
+    for text in (
+        '{"cells": [',
+        "[]",
+        "{}",
+        "null",
+        "1e999",
+        whole.replace(OTHER, "0" * 32),
+        whole.replace("[", "7, ["),
+    ):
         (store.root / "studies" / "song-2017.json").write_text(text)
         with pytest.raises(InputError, match=r"study 'song-2017' cannot be read: .*song-2017\.json"):
             store.read_study("song-2017")
@@ -532,7 +552,8 @@ def test_the_lock_and_scratch_of_a_killed_process_are_free(store, child):
     )
     assert said(process) == "inside"
     (store.work(OTHER) / "left").write_text("123")
-    assert store.clean() == Cleaned(work=1, bytes=3)  # the dead one's; the running process keeps its own
+    assert store.clean() == Cleaned()  # work that was interrupted can resume
+    assert store.clean(unfinished=True) == Cleaned(work=1, bytes=3)  # the dead one's; the running process keeps its own
     assert (store.work(KEY) / "checkpoint").read_text() == "12345"
     killer = threading.Timer(0.3, kill, [process])
     killer.start()
@@ -550,8 +571,33 @@ def test_clean_removes_the_lock_and_scratch_of_a_killed_process(store, child):
     said(process)
     kill(process)
     assert held_locks(store) == [f"{KEY}.lock"]
-    assert store.clean() == Cleaned(work=1, locks=1)
+    assert store.clean() == Cleaned(locks=1)
+    assert store.work(KEY).exists()
+    assert store.clean(unfinished=True) == Cleaned(work=1)
     assert held_locks(store) == list((store.root / "work").iterdir()) == []
+
+
+def test_scratch_of_a_finished_cell_is_cleaned(store):
+    store.put(KEY, RECORD, {})
+    (store.work(KEY) / "left").write_text("123")
+    assert store.clean() == Cleaned(work=1, bytes=3)
+
+
+def test_clean_everything_is_refused_while_a_command_runs(store, child):
+    store.put(KEY, RECORD, {})
+    store.write_study("mine", {"cells": [KEY]})
+    process = child("with store.in_use(): print('inside', flush=True); time.sleep(600)")
+    assert said(process) == "inside"
+    with pytest.raises(InputError, match="a command is running on the store"):
+        store.clean(everything=True)
+    assert store.clean() == Cleaned()
+    assert (store.keys(), store.studies()) == ([KEY], ["mine"])
+    kill(process)
+    cleaned = store.clean(everything=True)
+    assert (cleaned.cells, cleaned.studies) == (1, 1)
+    with store.in_use():
+        pass
+    assert held_locks(store) == []
 
 
 PUT_AND_STOP = """

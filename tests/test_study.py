@@ -1,8 +1,18 @@
+from datetime import date
+
 import pytest
 from problems import TABLES
 
-from brittle import study
+from brittle import attacks, study
 from brittle.errors import InputError
+
+
+def deep(times):
+    """An empty list in so many others."""
+    value = []
+    for _ in range(times):
+        value = [value]
+    return value
 
 
 def changed(**tables):
@@ -63,7 +73,8 @@ teacher = "teacher"
 def test_a_study_in_sizes_is_its_file_with_one_of_them_put_over_it(tmp_path):
     path = tmp_path / "growing.toml"
     path.write_text(GROWING)
-    small, large = (study.read(str(path), size=size) for size in (None, "large"))  # the first is the default
+    plain, small, large = (study.read(str(path), size=size) for size in (None, "small", "large"))
+    assert (plain.name, plain.rows, plain.training.temperature) == ("growing", 100, [1.0, 20.0])
     assert (small.name, small.rows, small.training.temperature, list(small.models)) == (
         "growing-small",
         5,
@@ -158,6 +169,41 @@ def test_a_setting_is_read_as_toml_or_as_a_string(setting, path, value):
         ({"attacks": {"a": {"function": "song_9"}}}, "unknown attack 'song_9': did you mean"),
         ({"attacks": {"a": {"function": "song_1", "max_pixles": 3}}}, "did you mean 'max_pixels'?"),
         ({"attacks": {"a": {"function": "song_1", "arithmetic": "float16"}}}, "unknown arithmetic 'float16'"),
+        ({"training": {"epoch": 1}}, "training.epoch: unknown key, did you mean epochs?"),
+        ({"training": {"epochs": True}}, "training.epochs: input should be a valid integer"),
+        ({"training": {"temperature": True}}, "training.temperature: input should be a valid number"),
+        ({"training": {"temperature": []}}, "training.temperature: the list is empty: give at least one value"),
+        ({"training": {"temperature": [1, 2.0, 1.0]}}, "training.temperature: 1.0 comes twice in [1.0, 2.0, 1.0]"),
+        ({"training": {"clip_norm": [0.5, float("inf")]}}, "models.plain.clip_norm must be finite, got inf"),
+        ({"training": {"nesterov": True, "momentum": [0.0, 0.9]}}, "models.plain: nesterov needs a momentum above 0"),
+        (
+            {"models": {"a": {"network_options": {"dropout": date(2020, 1, 2)}}}},
+            "dropout must be a number, a text, true",
+        ),
+        ({"models": {"a": {"network_options": {"dropout": float("nan")}}}}, "network_options.dropout must be finite"),
+        ({"models": {"a": {"network": "papernot_mnist", "network_options": {"dropout": "x"}}}}, "got 'x'"),
+        ({"seeds": [0, 0]}, "seeds: 0 comes twice in [0, 0]"),
+        ({"seeds": [10**22]}, "seeds.0: input should be less than"),
+        ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0, got -1"),
+        (
+            {"seeds": [date(2020, 1, 2)]},
+            "seeds must be a number, a text, true, false, a list or a table, got 2020-01-02",
+        ),
+        ({"attacks": {"a": {"function": "song_1", "models": []}}}, "attacks.a.models: the list is empty"),
+        ({"audits": {"a": {"models": []}}}, "audits.a.models: the list is empty"),
+        ({"audits": {"a": {"eps": float("inf")}}}, "audits.a.eps: input should be a finite number, got inf"),
+        ({"attacks": {"a": {"function": "song_1", "max_pixels": []}}}, "attacks.a.max_pixels: the list is empty"),
+        ({"attacks": {"a": {"function": "song_1", "max_pixels": [1, 1]}}}, "attacks.a.max_pixels: 1 comes twice"),
+        ({"attacks": {"a": {"function": "song_1", "max_pixels": "abc"}}}, "attacks.a.max_pixels: max_pixels must be"),
+        (
+            {"attacks": {"a": {"function": "song_1", "max_pixels": [3, 2.5]}}},
+            "attacks.a.max_pixels: max_pixels must be",
+        ),
+        ({"attacks": {"a": {"function": "pgd", "random_start": "no"}}}, "must be true or false, got 'no'"),
+        ({"attacks": {"a": {"function": "pgd", "eps": float("nan")}}}, "attacks.a.eps: eps must be finite, got nan"),
+        ({"attacks": {"a": {"function": "pgd", "eps": date(2020, 1, 2)}}}, "attacks.a.eps must be a number, a text"),
+        ({"attacks": {"a": {"function": "class_mask"}}}, "attacks.a: class_mask needs"),
+        ({"attacks": {"a": {"function": "pgd", "eps": deep(30)}}}, "is nested more than 20 deep"),
     ],
 )
 def test_what_is_wrong_with_a_study_is_said(tables, said):
@@ -165,6 +211,43 @@ def test_what_is_wrong_with_a_study_is_said(tables, said):
         changed(**tables)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_list_is_a_value_where_the_option_is_a_list_and_a_grid_elsewhere():
+    def axes(**options):
+        return study.axes_of(attacks.linear_mask, options)
+
+    assert axes(etas=[750]) == {}
+    assert axes(etas=[[0, 750], [750]]) == {"etas": [[0, 750], [750]]}
+    assert study.axes_of(attacks.song_1, {"max_pixels": [1, 2], "arithmetic": "exact"}) == {"max_pixels": [1, 2]}
+    for etas in ([750], [[0, 750], [750]]):
+        read = changed(attacks={"a": {"function": "linear_mask", "etas": etas, "targets": "every"}})
+        assert read.attacks["a"].model_extra == {"etas": etas}
+
+
+@pytest.mark.parametrize("setting", ["training.epochs=" + "[" * 2000 + "]" * 2000, ".".join(["a"] * 2000) + "=1"])
+def test_a_setting_that_is_nested_too_deeply_is_refused(setting):
+    with pytest.raises(InputError, match=r"(nested|key) more than 20 deep") as raised:
+        study.put({}, setting)
+    assert len(str(raised.value)) < 200
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(InputError, match=r"deep\.toml is nested more than 20 deep"):
+        study.read(str(tmp_path / "deep.toml"))
+
+
+@pytest.mark.parametrize("name", ["lo-ding", "mandal-guo", "units-of-distillation"])
+def test_a_built_in_study_that_needs_a_size_names_them(name):
+    with pytest.raises(InputError, match=r"missing.*; its sizes, for --size, are (cifar10|digits), (faces|full|mnist)"):
+        study.read(name)
+
+
+def test_a_study_as_it_is_run_has_each_model_s_own_settings():
+    told = study.as_run(changed(training={"epochs": 7}, models={"plain": {}, "other": {"epochs": 3}}, attacks={}))
+    assert [told["models"][name]["epochs"] for name in ("plain", "other")] == [7, 3]
+    assert told["models"]["plain"]["teacher"] is None
 
 
 def test_every_wrong_key_is_said_at_once():

@@ -3,8 +3,9 @@
 Plain functions of plain parameters and of parents.
 
 A cell's key is a hash of its function and version, its parameters, its parents' keys, the data's digest, and the
-precision and kind of device it runs at. Paths, titles and numbers of threads are not in it: they do not change what is
-computed, or only in the last bits.
+precision and kind of device it runs at. Paths and titles are not in it, as they do not change what is computed. The
+number of threads is not in it either: the same number of threads gives the same bits, another number gives results that
+agree in distribution only. A record's provenance says how many there were.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ VERSIONS = {
     "audit": 3,
 }
 ATTACKS = {"brittle.attacks.carlini_l2": 6}  # those whose version is not that of all
+GENERATIONS = 50  # networks in a row that learn from each other, at most: a cell is pickled with all that it needs
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
 

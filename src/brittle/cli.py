@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import tomllib
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -70,7 +71,7 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set training.epochs=3")
 ]
 Size = Annotated[
-    str | None, typer.Option(help="Which of the study file's sizes to run. [default: the first, if it has any]")
+    str | None, typer.Option(help="Which of the study file's sizes to run; without it, the file without its sizes.")
 ]
 
 
@@ -418,9 +419,9 @@ def _attack_table(path: str, arithmetic: str) -> dict[str, Any]:
 def study_list(store: StoreDir = None, as_json: AsJson = False) -> None:
     """The studies that come with brittle, and those that the store holds."""
     from brittle.store import Store
-    from brittle.study import built_in, read
+    from brittle.study import built_in
 
-    titles = {name: read(name).title for name in built_in()}
+    titles = {name: tomllib.loads(text)["title"] for name, text in built_in().items()}
     kept = Store(store).studies()
     if as_json:
         out.print_json(json.dumps({"built_in": titles, "in_store": kept}))
@@ -435,9 +436,9 @@ def study_list(store: StoreDir = None, as_json: AsJson = False) -> None:
 @_guarded
 def study_show(name: str, settings: Settings = None, size: Size = None) -> None:
     """Prints a study as it would be run, settings applied, as JSON."""
-    from brittle.study import read
+    from brittle.study import as_run, read
 
-    out.print_json(read(name, settings or [], size).model_dump_json())
+    out.print_json(json.dumps(as_run(read(name, settings or [], size))))
 
 
 @study_app.command("run")
@@ -573,8 +574,8 @@ def store_list(store: StoreDir = None, as_json: AsJson = False) -> None:
     keys = opened.keys()
     for key in keys:
         stored = opened.get(key)
-        title = stored.record["title"] if stored else f"damaged: {opened.damage(key)}"
-        seconds = stored.record["provenance"]["seconds"] if stored else None
+        title = stored.title if stored else f"damaged: {opened.damage(key)}"
+        seconds = stored.seconds if stored else None
         rows.append({"key": key, "title": title, "seconds": seconds})
     if as_json:
         out.print_json(json.dumps(rows))

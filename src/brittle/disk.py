@@ -34,19 +34,34 @@ class DamagedError(Exception):
 def read_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     """A cell's record without its seal, or None and what is wrong with it."""
     try:
-        text = (folder / RECORD).read_bytes()
+        record = unsealed((folder / RECORD).read_bytes())
+    except (OSError, DamagedError) as error:
+        return None, f"{RECORD}: {reason(error)}"
+    files = record.get("files")
+    if not isinstance(files, dict) or not all(isinstance(one, dict) and "sha256" in one for one in files.values()):
+        return None, f"{RECORD}: does not name its files"
+    return record, None
+
+
+def unsealed(text: bytes) -> dict[str, Any]:
+    """The record that `sealed` wrote as this text, without its seal.
+
+    Raises:
+        DamagedError: if the text is not as it was written.
+    """
+    try:
         record = json.loads(text)
         whole = _is_written(record, text)
-        whole &= record.pop("seal") == _seal(record) and isinstance(record["files"], dict)
-    except OSError as error:
-        return None, f"{RECORD}: {reason(error)}"
+        whole &= record.pop("seal") == _seal(record)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return None, f"{RECORD}: not readable as a cell's record"
-    return (record, None) if whole else (None, f"{RECORD}: its seal does not fit what it says")
+        raise DamagedError("not readable as a record") from None
+    if not whole:
+        raise DamagedError("its seal does not fit what it says")
+    return record
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """The text of cell.json: the record and the sha256 of its canonical form."""
+    """The text of a file that holds a record: with the sha256 of its canonical form."""
     return text_of({**record, "seal": _seal(record)})
 
 
@@ -157,8 +172,8 @@ def signature(path: Path, told: Mapping[str, Any]) -> tuple:
 def check_file(path: Path, told: Mapping[str, Any]) -> None:
     """Raises DamagedError unless the file has the bytes and the sha256 that were told of it."""
     size = path.stat().st_size
-    if size != told["bytes"]:
-        raise DamagedError(f"{size} bytes, not {told['bytes']}")
+    if size != told.get("bytes"):
+        raise DamagedError(f"{size} bytes, not {told.get('bytes')}")
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != told["sha256"]:
             raise DamagedError("sha256 differs")

@@ -3,7 +3,9 @@ it reaches.
 
 Which cell comes next is decided here, in one place; who does it are `Hands`: this process (`Here`), several
 (`brittle.processes`) or those of a Ray cluster (`brittle.on_ray`). Other processes may run the same cells on the same
-store at the same time: what one of them has in work rests here, until it is done or free again.
+store at the same time: what one of them has in work rests here, until it is done or free again. Who does a cell changes
+nothing about it but its number of threads: the same number gives the same bits, another results that agree in
+distribution only.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from brittle.cells import Cell
+from brittle.cells import GENERATIONS, VERSIONS, Cell
 from brittle.errors import InputError, StoreError
 from brittle.store import Store
 from brittle.working import End, Say, Step, Worker
@@ -293,30 +295,57 @@ def run(plan: Sequence[Cell], store: Store, hands: Hands, watch: Watch | None = 
 
 
 def forget(plan: Sequence[Cell], store: Store) -> None:
-    """Throws the plan's cells away, and what is left of unfinished ones."""
+    """Throws the plan's cells away, and what is left of unfinished ones.
+
+    A cell that another process has in work stays: it is being computed anew.
+    """
     for cell in plan:
-        store.discard(cell.key)
-        store.clear_work(cell.key)
+        with store.lock(cell.key, wait=False) as held:
+            if held:
+                store.discard(cell.key)
+                store.clear_work(cell.key)
 
 
-def recall(store: Store, key: str) -> Cell:
+_MADE_FROM = {"title", "function", "params", "parents", "data", "environment"}
+
+
+def recall(store: Store, key: str, made: dict[str, Cell] | None = None) -> Cell:
     """The cell, with its parents, that a stored one was made from.
 
+    Args:
+        store: where it lies.
+        key: of the cell.
+        made: cells that were recalled before, by their key; those that this call finds are added.
+
     Raises:
-        InputError: if it or a parent is not in the store, or was made by another version of its function.
+        InputError: if it or a parent is not in the store, is no cell of a study, or was made by another version of its
+            function.
     """
-    stored = store.get(key)
-    if stored is None:
-        raise InputError(f"cell {key[:8]} is not in the store {store.root}: {store.damage(key) or 'absent'}")
-    record = stored.record
-    cell = Cell(
-        record["title"],
-        record["function"],
-        record["params"],
-        {role: recall(store, parent) for role, parent in record["parents"].items()},
-        digest=record["data"],
-        environment=record["environment"],
-    )
-    if cell.key != key:
-        raise InputError(f"cell {key[:8]} ({cell.title}) was made by another version of brittle; make it again")
-    return cell
+    made = {} if made is None else made
+    wanted = [] if key in made else [key]
+    while wanted:
+        at = wanted[-1]
+        stored = store.get(at)
+        if stored is None:
+            raise InputError(f"cell {at[:8]} is not in the store {store.root}: {store.damage(at) or 'absent'}")
+        record = stored.record
+        if _MADE_FROM - record.keys():
+            raise InputError(f"cell {at[:8]} does not say what it was made from")
+        if lacking := [parent for parent in record["parents"].values() if parent not in made]:
+            if len(wanted) > 4 * GENERATIONS:  # two cells a network, and what is made of the last
+                raise InputError(f"cell {key[:8]} is made from more than {GENERATIONS} networks in a row")
+            wanted += lacking[:1]
+            continue
+        wanted.pop()
+        cell = Cell(
+            record["title"],
+            record["function"],
+            record["params"],
+            {role: made[parent] for role, parent in record["parents"].items()},
+            digest=record["data"],
+            environment=record["environment"],
+        )
+        if record["function"] not in VERSIONS or cell.key != at:
+            raise InputError(f"cell {at[:8]} ({cell.title}) was made by another version of brittle; make it again")
+        made[at] = cell
+    return made[key]

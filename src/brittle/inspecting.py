@@ -103,7 +103,7 @@ def run_audit(asked: Question, how: Request) -> int:
         if twin is not None:
             asked = replace(asked, reference=twin.key)
         model, reference = _models(asked, data, device, store)
-        cells = [_cell(asked, norm, model, reference, data, device) for norm in asked_norms]
+        cells = [_cell(asked, norm, model, reference, data, device, store) for norm in asked_norms]
         found = [_audited(cell, model, reference, data, device, how, bars) for cell in cells]
     audits, about = [record_of(one) for one in found], _about(asked, found, model, data)
     kind = report.worst(audits)["verdict"]["kind"]
@@ -141,20 +141,39 @@ def _models(asked: Question, data: Data, device: torch.device, store: Store) -> 
 
 
 def _cell(
-    asked: Question, norm: Norm, model: nn.Module, reference: nn.Module | None, data: Data, device: torch.device
+    asked: Question,
+    norm: Norm,
+    model: nn.Module,
+    reference: nn.Module | None,
+    data: Data,
+    device: torch.device,
+    store: Store,
 ) -> Cell:
-    """The cell of one norm: its key is made of all that decides what an audit finds."""
+    """The cell of one norm: its key is made of all that decides what an audit finds. Of cells it is that of a study."""
     from brittle import opening
     from brittle.cells import Cell
 
-    params = {
-        "model": opening.digest(model, asked.model),
-        "reference": None if reference is None else opening.digest(reference, asked.reference or ""),
-        "norm": norm,
-        **{name: getattr(asked, name) for name in ("eps", "rows", "budget", "seed")},
-    }
+    params = {"norm": norm, **{name: getattr(asked, name) for name in ("eps", "rows", "budget", "seed")}}
     title = f"audit of {asked.model} on {data.name}, {WORDS[norm]}"
-    return Cell(title, "audit", params, digest=data.digest, environment={"device": device.type})
+    parents = _parents(asked, store)
+    if not parents:
+        params["model"] = opening.digest(model, asked.model)
+        params["reference"] = None if reference is None else opening.digest(reference, asked.reference or "")
+    return Cell(title, "audit", params, parents, digest=data.digest, environment={"device": device.type})
+
+
+def _parents(asked: Question, store: Store) -> dict[str, Cell]:
+    """The cells that are audited, where all are cells and are audited as they are; else none."""
+    from brittle import engine
+    from brittle.opening import KEY
+
+    named = {"model": asked.model} | ({} if asked.reference is None else {"reference": asked.reference})
+    if asked.mean or asked.std or not all(re.fullmatch(KEY, text) for text in named.values()):
+        return {}
+    try:
+        return {role: engine.recall(store, store.find(text)) for role, text in named.items()}
+    except InputError:  # of another version of brittle
+        return {}
 
 
 def _audited(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -14,6 +15,7 @@ from brittle import attacks, networks
 from brittle.errors import InputError, unknown
 
 
+@functools.cache
 def network_names() -> list[str]:
     """brittle's own networks: the public functions of `brittle.networks` that take a number of classes."""
     return [
@@ -23,6 +25,7 @@ def network_names() -> list[str]:
     ]
 
 
+@functools.cache  # signatures are slow, and a plan of ten thousand cells asks for as many attacks
 def attack_names() -> list[str]:
     """brittle's own attacks: the functions of a model that `brittle.attacks` exports."""
     exported = {name: getattr(attacks, name) for name in attacks.__all__}

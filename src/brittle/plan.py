@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from brittle import naming
-from brittle.cells import Cell, first_of_each_class, untrained
+from brittle.cells import GENERATIONS, Cell, first_of_each_class, untrained
 from brittle.data import Data
 from brittle.distillation import generation_seed
 from brittle.errors import InputError, unknown
-from brittle.study import Attack, Carriers, Study, Units, chosen, listed
+from brittle.study import Attack, Carriers, Study, Units, axes_of, chosen, listed
 from brittle.units import telling_layers
+
+MOST = 100_000  # cells of a study
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,13 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
         device: kind of device, 'cpu' or 'cuda'.
         dtype: of training, 'float32' or 'bfloat16'.
         given: models that exist already, by their name in the study: `train` or `adopt` cells.
+
+    Raises:
+        InputError: if there are more than MOST cells, or more than GENERATIONS networks that learn from each other.
     """
     given = given or {}
+    order = _teachers_first(study, given)
+    _check_count(study, order, data)
     environment = {"device": device}
     trained = {"device": device, "dtype": dtype}
     select = Cell("select rows", "select", {"rows": study.rows}, digest=data.digest, place=study.data)
@@ -52,7 +60,7 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
     models: list[dict[str, Any]] = []
     for seed in study.seeds:
         variants: dict[str, list[_Variant]] = {}
-        for name in _teachers_first(study):
+        for name in order:
             if name in given:
                 temperature = float(given[name].params.get("temperature", 1.0))
                 variants[name] = [_Variant({}, 0, temperature, given[name])]
@@ -138,22 +146,64 @@ def _listed(tables: Mapping[str, Cell]) -> list[dict[str, str]]:
     return [{"name": table, "cell": cell.key} for table, cell in tables.items()]
 
 
-def _teachers_first(study: Study) -> list[str]:
+def _teachers_first(study: Study, given: Mapping[str, Cell]) -> list[str]:
     """Model names with every teacher before its students."""
-    order: list[str] = []
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            raise InputError(f"models teach each other in a circle: {' -> '.join((*path, name))}")
-        teacher = study.models[name].teacher
-        if teacher is not None:
-            visit(teacher, (*path, name))
-        if name not in order:
-            order.append(name)
-
+    order: dict[str, int] = {}  # and the networks in a row that each one ends
     for name in study.models:
-        visit(name, ())
-    return order
+        path: list[str] = []
+        at: str | None = name
+        while at is not None and at not in order:
+            if at in path:
+                raise InputError(f"models teach each other in a circle: {' -> '.join((*path[path.index(at) :], at))}")
+            path.append(at)
+            at = study.models[at].teacher
+        row = 0 if at is None else order[at]
+        for one in reversed(path):
+            row = order[one] = _in_a_row(given[one]) if one in given else row + 1
+            if row > GENERATIONS:
+                raise InputError(f"model {one} is the last of {row} that learn from each other: at most {GENERATIONS}")
+    return list(order)
+
+
+def _in_a_row(cell: Cell) -> int:
+    """How many networks learn from each other up to this one."""
+    row = 1
+    while "labels" in cell.parents:
+        cell, row = cell.parents["labels"].parents["teacher"], row + 1
+    return row
+
+
+def _check_count(study: Study, order: Sequence[str], data: Data) -> None:
+    """Raises InputError for more than MOST cells, before any is made."""
+    axes: dict[str, dict[str, list[Any]]] = {}  # of each model's grid, with those that it has of its teacher
+    cells = 1
+    for name in order:
+        model = study.models[name]
+        own = {axis: values for axis, values in chosen(study, model).items() if isinstance(values, list)}
+        taught = axes[model.teacher] if model.teacher else {}
+        shared = {axis: [one for one in own[axis] if one in taught[axis]] for axis in own if axis in taught}
+        for axis, values in shared.items():
+            if not values:
+                raise InputError(
+                    f"model {name} has no {axis} in common with its teacher {model.teacher}, so no network is trained: "
+                    f"{own[axis]} and {taught[axis]}"
+                )
+        axes[name] = {**taught, **own, **shared}
+        cells += math.prod(map(len, axes[name].values())) * _follow_count(study, name, data)
+    cells *= len(study.seeds)
+    if cells > MOST:
+        raise InputError(f"the study has about {cells:,} cells, and at most {MOST:,} are planned: make grids smaller")
+
+
+def _follow_count(study: Study, name: str, data: Data) -> int:
+    """Cells of a point of a model's grid: it is trained, from labels or not, measured, attacked and looked at."""
+    count = 3
+    for attack in study.attacks.values():
+        if name in (attack.models or [name]):
+            axes = axes_of(naming.attack(attack.function), attack.model_extra or {})
+            count += math.prod(map(len, axes.values())) * sum(1 for _ in _shards(study, attack, data))
+    others = (study.units, study.carriers, study.masks, study.audits)
+    return count + sum(name in (one.models or [name]) for tables in others for one in tables.values())
 
 
 def _variants(
@@ -167,8 +217,9 @@ def _variants(
     """Every point of a model's grid. A student joins its teacher's grid on the axes that they share."""
     model = study.models[name]
     settings = chosen(study, model)
+    lists = {axis: values for axis, values in settings.items() if isinstance(values, list)}
     for teacher in known[model.teacher] if model.teacher else [None]:
-        for point, axes in _grid(settings):
+        for point, axes in _grid(settings, lists):
             if teacher and any(point.get(axis, value) != value for axis, value in teacher.axes.items() if axis in axes):
                 continue
             axes = {**(teacher.axes if teacher else {}), **axes}
@@ -196,10 +247,11 @@ def _source(path: str, resolve: Any) -> dict[str, str]:
     return {"code": digest} if digest else {}
 
 
-def _grid(settings: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every combination of the values that are lists: all settings, and those that vary."""
-    axes = [key for key, value in settings.items() if isinstance(value, list)]
-    for values in itertools.product(*(settings[axis] for axis in axes)):
+def _grid(
+    settings: Mapping[str, Any], axes: Mapping[str, list[Any]]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every combination of the values of the axes: all settings, and those that vary."""
+    for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         yield {**settings, **point}, point
 
@@ -226,7 +278,8 @@ def _attacks(
             continue
         if attack.over_temperature and variant.temperature == 1:
             continue
-        for options, axes in _grid(attack.model_extra or {}):
+        given = attack.model_extra or {}
+        for options, axes in _grid(given, axes_of(naming.attack(attack.function), given)):
             told = {
                 "function": attack.function,
                 "options": options,

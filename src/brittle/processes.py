@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -10,29 +12,81 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from brittle.cells import Cell
 from brittle.engine import TRIES
 from brittle.errors import InputError
+from brittle.threads import available_cores
 from brittle.working import End, Say, Step, Workplace
 
+WORKER = 600_000_000  # bytes of a process that computes cells, beside the data set
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _OFTEN = 0.1  # seconds between two steps that a process tells of
 
 
-class Processes:
-    """So many processes at a workplace. One that dies is replaced, and its cell is lost to it."""
+def most_workers(data: int = 0) -> int:
+    """How many processes this machine has a core and the memory for: at least one.
 
-    def __init__(self, place: Workplace, count: int) -> None:
-        self._hands = [_Hand(place) for _ in range(count)]
+    Args:
+        data: bytes of the data set that each of them reads.
+    """
+    return max(1, min(available_cores(), math.floor(_memory() / (WORKER + data))))
+
+
+def _memory() -> float:
+    """Bytes that this machine has left, and its control group allows; more than enough where neither says so."""
+    enough = 1e15
+    told = [enough]
+    for path in _LIMITS:
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        told.append(float(text) if text.isdigit() else enough)  # 'max' is no limit
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        told += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        if hasattr(os, "sysconf"):
+            told.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    return min(told)
+
+
+class Processes:
+    """Up to so many processes at a workplace, each started when there is a cell for it.
+
+    One that dies is replaced, and its cell is lost to it.
+
+    Args:
+        place: where each process works.
+        count: the most of them at a time. More than `most_workers` are not started, and a warning says so.
+        data: bytes of the data set that each of them reads.
+    """
+
+    def __init__(self, place: Workplace, count: int, data: int = 0) -> None:
+        self._place, self._count = place, min(count, most_workers(data))
+        if count > self._count:
+            plural = "s" * (self._count > 1)
+            warnings.warn(
+                f"{self._count} worker{plural} instead of {count}: this machine has {available_cores()} cores and "
+                f"{_memory() / 1e9:.1f} GB of memory free, of which each worker needs {(WORKER + data) / 1e9:.1f} GB",
+                stacklevel=2,
+            )
+        self._hands: list[_Hand] = []
 
     @property
     def free(self) -> int:
-        """How many have nothing to do."""
-        return sum(hand.cell is None for hand in self._hands)
+        """How many more cells they would take now."""
+        return self._count - sum(hand.cell is not None for hand in self._hands)
 
     def take(self, cell: Cell) -> None:
-        """Gives a cell to one that has nothing to do."""
-        next(hand for hand in self._hands if hand.cell is None).begin(cell)
+        """Gives a cell to one that has nothing to do; starts one if all have."""
+        hand = next((hand for hand in self._hands if hand.cell is None), None)
+        if hand is None:
+            hand = _Hand(self._place)
+            self._hands.append(hand)
+        hand.begin(cell)
 
     def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
         """Waits for a word of any."""

@@ -103,12 +103,14 @@ class Request:
 
         threads = self.threads or (1 if self.engine == "ray" else torch.get_num_threads())
         path = tuple(os.path.abspath(folder) for folder in sys.path)
-        place = Workplace(store.root, self.data_root, study.layout, device.type, threads, path)
+        place = Workplace(store.root, self.data_root, study.layout, str(device), threads, path)
         if self.engine == "ray":
             gpus = (self.gpus_per_cell or 1.0) if device.type == "cuda" else 0.0
             return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus, memory=memory)
         if (self.workers or 1) > 1:
-            return Processes(place, self.workers or 1)
+            loaded = load(study.data)
+            held = sum(split.images.nbytes for split in (loaded.train, loaded.validation, loaded.test))
+            return Processes(place, self.workers or 1, held)
         return engine.Here(Worker(store, load, device))
 
     def load(self, study: Study, bars: Bars) -> Callable[[str], Data]:
@@ -145,7 +147,7 @@ def run_study(study: Study, how: Request, given: Given | None = None) -> None:
     if study.claims is not None:
         claims.of(study.claims)  # a wrong name is told now, not after hours
     store = how.open_store()
-    with Bars(quiet=how.quiet or how.as_json, verbose=how.verbose) as bars:
+    with store.in_use(), Bars(quiet=how.quiet or how.as_json, verbose=how.verbose) as bars:
         device = how.torch_device()
         load = how.load(study, bars)
         loaded = load(study.data)

@@ -7,14 +7,13 @@
       studies/<name>.json     which cells a study is made of
 
 A cell is written under a temporary name, synced and renamed, so a killed process leaves no half of one. `cell.json`
-holds the sha256 of every file and a seal over itself, so what the disk damaged later is found when it is read. There
-is no index and no pickle, and no path is written down: a copied folder is a store.
+holds the sha256 of every file and a seal over itself, as a study has one, so what the disk damaged later is found when
+it is read. There is no index and no pickle, and no path is written down: a copied folder is a store.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import secrets
@@ -22,7 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 _KEY = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # no leading dot: those are the store's own, and '..' is no file
 _TEMPORARY, _TRASH = ".tmp-", ".trash-"
+_COMMAND, _CLEANING = ".command-", ".cleaning"  # locks: of each command that runs, and of who removes everything
 _PARTS = ("cells", "work", "locks", "studies")
 _POLL = 0.05  # seconds between looks at a lock that another process holds; a cell takes seconds to hours
 _GATE_POLL = 0.002  # the gate is held for well under a millisecond
@@ -66,6 +66,19 @@ class Stored:
         """The record's "scalars"; empty when it has none."""
         return self.record.get("scalars", {})
 
+    @property
+    def title(self) -> str:
+        """The record's "title", for people; a sentence in its place when it has none."""
+        told = self.record.get("title")
+        return told if isinstance(told, str) else "a cell without a title"
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the cell took to compute; None when its record does not say."""
+        made = self.record.get("provenance")
+        told = made.get("seconds") if isinstance(made, dict) else None
+        return float(told) if isinstance(told, int | float) else None
+
     def tensors(self, name: str = "tensors") -> dict[str, Tensor]:
         """Reads the tensors that were put under `name`, on the CPU; each call reads the file again.
 
@@ -86,7 +99,8 @@ class Cleaned:
     Attributes:
         cells: damaged ones; all of them, with `everything`.
         leftovers: half-written or half-deleted folders and files of processes that were killed.
-        work: scratch folders of cells that nobody is computing.
+        work: scratch folders that nobody uses: of finished cells; of unfinished ones too, with `unfinished` or
+            `everything`.
         locks: lock files that nobody holds.
         studies: none, unless with `everything`.
         bytes: freed by all of these.
@@ -214,10 +228,7 @@ class Store:
         me = os.getpid(), threading.get_ident()
         if self._holders.get(key) == me:
             raise RuntimeError(f"this thread already holds the lock of cell {key}")
-        lock = self._acquire(key)
-        while lock is None and wait:
-            time.sleep(_POLL)
-            lock = self._acquire(key)
+        lock = self._acquire(key) if not wait else self._waited(key)
         if lock is None:
             yield False
             return
@@ -242,12 +253,42 @@ class Store:
         with disk.writing(self.root / "work"):
             disk.erase(self.root / "work" / key)
 
-    def clean(self, *, everything: bool = False) -> Cleaned:
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps `clean` from removing everything while a command runs; waits for one that is at it."""
+        name = f"{_COMMAND}{secrets.token_hex(4)}"
+        with ExitStack() as command:
+            with self._held(_CLEANING):
+                command.enter_context(self._held(name))
+            yield
+
+    def clean(self, *, unfinished: bool = False, everything: bool = False) -> Cleaned:
         """Removes what killed processes left and what is damaged, and nothing that a running process holds.
 
         Args:
-            everything: remove all cells and studies too, but for cells whose lock is held.
+            unfinished: remove the checkpoints of interrupted work too, from which the same command would resume.
+            everything: remove all cells, studies and checkpoints too.
+
+        Raises:
+            InputError: if everything is to be removed while a command runs on this store.
         """
+        if not everything:
+            return self._cleaned(unfinished=unfinished, everything=False)
+        with self._held(_CLEANING):
+            for name in self._commands():
+                with self._free(name) as free:
+                    if not free:
+                        raise InputError(
+                            f"a command is running on the store {self.root}: stop it or wait for its end, and remove "
+                            "everything then"
+                        )
+            return self._cleaned(unfinished=True, everything=True)
+
+    def _commands(self) -> list[str]:
+        locks = disk.names(self.root / "locks")
+        return [name.removesuffix(".lock") for name in locks if name.startswith(_COMMAND) and name.endswith(".lock")]
+
+    def _cleaned(self, *, unfinished: bool, everything: bool) -> Cleaned:
         count: Counter[str] = Counter()
         for name in self._owned():
             locks = int(os.path.lexists(self._lock_file(name)))  # asked first: looking whether it is held makes it
@@ -256,7 +297,8 @@ class Store:
                     count["locks"] += locks
                     self._remove("leftovers", self.root / "cells" / name, count, only=_TEMPORARY)
                     self._remove("leftovers", self.root / "studies" / name, count, only=_TEMPORARY)
-                    self._remove("work", self.root / "work" / name, count)
+                    if unfinished or os.path.lexists(self.root / "cells" / name):
+                        self._remove("work", self.root / "work" / name, count)
         for key in self.keys():
             if everything or self.damage(key):
                 with self._free(key) as free:
@@ -282,7 +324,7 @@ class Store:
         _check_name("study", name)
         disk.check_json(dict(record), f"study {name}")
         with self._temporary("studies", name) as path, disk.writing(self.root / "studies"):
-            disk.write(path, disk.text_of(dict(record)))
+            disk.write(path, disk.sealed(dict(record)))
             os.replace(path, self._study(name))
             disk.sync_folder(self.root / "studies")
 
@@ -294,14 +336,16 @@ class Store:
         """
         _check_name("study", name)
         try:
-            record = json.loads(self._study(name).read_bytes())
+            return disk.unsealed(self._study(name).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise unknown("study", name, self.studies()) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise InputError(f"study {name!r} cannot be read: {self._study(name)}: {error}") from error
-        if not isinstance(record, dict):
-            raise InputError(f"study {name!r} cannot be read: {self._study(name)}: not a JSON object")
-        return record
+        except disk.DamagedError as error:
+            raise InputError(
+                f"study {name!r} cannot be read: {self._study(name)} is damaged, or of another version of brittle "
+                f"({error}): run the study again"
+            ) from error
 
     def studies(self) -> list[str]:
         """The names of all studies, sorted."""
@@ -396,6 +440,21 @@ class Store:
                 return None
             return lock
 
+    def _waited(self, name: str) -> FileLock:
+        """The lock of this name, held, however long somebody else holds it."""
+        while (lock := self._acquire(name)) is None:
+            time.sleep(_POLL)
+        return lock
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[None]:
+        """Holds the lock of this name inside, and waits for it."""
+        lock = self._waited(name)
+        try:
+            yield
+        finally:
+            self._release(name, lock)
+
     def _release(self, name: str, lock: FileLock) -> None:
         try:
             with self._gate():
@@ -439,7 +498,7 @@ class Store:
         locks = {name.removesuffix(".lock") for name in disk.names(self.root / "locks")}
         work = {name for name in locks.union(disk.names(self.root / "work")) if _KEY.fullmatch(name)}
         parts = locks.union(disk.names(self.root / "cells"), disk.names(self.root / "studies"))
-        return sorted(work | {name for name in parts if name.startswith(_TEMPORARY)})
+        return sorted(work | {name for name in parts if name.startswith((_TEMPORARY, _COMMAND))})
 
     def _remove(self, kind: str, path: Path, count: Counter[str], only: str = "") -> None:
         """Removes what is at `path`, if its name starts with `only`, and counts it."""

@@ -6,16 +6,21 @@ them. `plan` expands it; what a cell does stands in `cells`.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
+import reprlib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from brittle import naming
+from brittle.attacks.options import check_options
 from brittle.auditing.battery import BUDGETS
 from brittle.errors import InputError, unknown
 from brittle.softmax import check_arithmetic
@@ -23,9 +28,20 @@ from brittle.training import LATER, check_choice, check_setting
 
 Numbers = float | list[float]
 Integers = int | list[int]
+Seed = Annotated[int, Field(ge=0, lt=2**62)]  # a student's is larger than its teacher's, and torch's end at 2^63
+DEEPEST = 20  # tables and lists within each other
 
 
-class _Table(BaseModel):
+class _Keys(BaseModel):
+    @field_validator("*", mode="after")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            check_each_once(value)
+        return value
+
+
+class _Table(_Keys):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -79,8 +95,11 @@ class Model(Training):
     teacher: str | None = None
 
 
-class Attack(BaseModel):
-    """An attack of the study; keys beside these are its options."""
+class Attack(_Keys):
+    """An attack of the study; keys beside these are its options.
+
+    A list of values of an option is a grid, unless the option itself is a list: then a list of lists is one.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -90,7 +109,7 @@ class Attack(BaseModel):
     # first of each class; all of them when not given
     shard_rows: int | None = Field(default=None, ge=1)  # rows a cell; the study's when not given
     models: list[str] | None = None  # by name, only these
-    seeds: list[int] | None = None  # only these
+    seeds: list[Seed] | None = None  # only these
     targets: Literal["every"] | None = None  # each row against all other classes in turn; when not given, untargeted
     over_temperature: bool = False  # logits are divided by the model's training temperature; not at 1, where it is moot
 
@@ -141,7 +160,7 @@ class Audits(_Table):
     """An audit of the models; see `brittle.audit`."""
 
     norm: Literal["linf", "l2", "l0"] = "linf"
-    eps: float | None = Field(default=None, gt=0)  # the usual one when not given
+    eps: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # the usual one when not given
     rows: int = Field(default=1000, ge=1)  # of the test split, at most
     budget: str = "standard"
     reference: str | None = None  # the model, by name, that is undefended, of the same seed
@@ -166,7 +185,7 @@ class Study(_Table):
     layout: Literal["NCHW", "NHWC"] | None = None
     rows: int | Literal["all"] = 100
     shard_rows: int = Field(default=100, ge=1)
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     training: Training = Training()
     models: dict[str, Model] = Field(min_length=1)
     attacks: dict[str, Attack] = Field(default_factory=dict)
@@ -188,6 +207,41 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def check_each_once(values: Sequence[Any]) -> None:
+    """Raises InputError for a list that is empty, or holds a value twice: a cell would be lost, or stand twice."""
+    if not values:
+        raise InputError("the list is empty: give at least one value")
+    seen = set()
+    for value in values:
+        told = repr(value) if isinstance(value, list | dict) else value
+        if told in seen:
+            raise InputError(f"{value!r} comes twice in {reprlib.repr(values)}")
+        seen.add(told)
+
+
+def axes_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The options whose values make a grid, each with its values."""
+    try:
+        hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+    except (NameError, TypeError, AttributeError):  # somebody else's annotations, which name what is not there
+        hints = {}
+    return {
+        name: value
+        for name, value in options.items()
+        if isinstance(value, list)
+        and (not _is_list(hints.get(name)) or (value and all(isinstance(one, list) for one in value)))
+    }
+
+
+def _is_list(hint: Any) -> bool:
+    """Whether an annotation is of lists."""
+    origin = get_origin(hint)
+    if origin in (Annotated, Union, types.UnionType):
+        return any(_is_list(one) for one in get_args(hint)[: 1 if origin is Annotated else None])
+    kind = origin or hint
+    return isinstance(kind, type) and issubclass(kind, Sequence) and not issubclass(kind, str | bytes)
+
+
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
@@ -203,8 +257,8 @@ def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = Non
     Args:
         name_or_path: what does not end in .toml is a name.
         settings: `a.b=c`, put over it.
-        size: which of the file's `[sizes.NAME]` tables is put over it first, and after its name; by default the first
-            of them, if it has any.
+        size: which of the file's `[sizes.NAME]` tables is put over it first, and after its name. When not given, the
+            study is the file without them.
 
     Raises:
         InputError: if there is no such study or size, or its text is not TOML or not a study: every wrong key with its
@@ -221,26 +275,37 @@ def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = Non
             raise InputError(f"study file {name_or_path} cannot be read: {error}") from error
     else:
         raise unknown("study", name_or_path, known)
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{where} is not TOML: {error}") from error
-    tables = sized(tables, size, where)
+    tables = _parsed(text, where)
+    sizes = tables.pop("sizes", {})
+    tables = sized(tables, sizes, size, where)
     for setting in settings:
         put(tables, setting)
-    return check(tables, where)
+    try:
+        return check(tables, where)
+    except InputError as error:
+        if size is None and sizes:
+            raise InputError(f"{error}; its sizes, for --size, are {', '.join(sorted(sizes))}") from error
+        raise
 
 
-def sized(tables: dict[str, Any], size: str | None, where: str) -> dict[str, Any]:
-    """A study's tables in one of its sizes."""
-    sizes = tables.pop("sizes", {})
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    """TOML as tables."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{where} is not TOML: {error}") from error
+    except RecursionError:
+        raise InputError(f"{where} is nested more than {DEEPEST} deep") from None
+
+
+def sized(tables: dict[str, Any], sizes: Any, size: str | None, where: str) -> dict[str, Any]:
+    """A study's tables in one of its sizes, as they are when none is asked for."""
     if not isinstance(sizes, dict) or not all(isinstance(one, dict) for one in sizes.values()):
-        raise InputError(f"{where}: sizes must be tables, [sizes.NAME], got {sizes!r}")
-    if not sizes and size is None:
+        raise InputError(f"{where}: sizes must be tables, [sizes.NAME], got {reprlib.repr(sizes)}")
+    if size is None:
         return tables
-    if size is not None and size not in sizes:
+    if size not in sizes:
         raise unknown(f"size of {where}", size, sizes) if sizes else InputError(f"{where} has no sizes, got {size!r}")
-    size = size or next(iter(sizes))
     return _over(tables, sizes[size]) | {"name": f"{tables.get('name')}-{size}"}
 
 
@@ -260,18 +325,13 @@ def check(tables: Mapping[str, Any], where: str) -> Study:
     Raises:
         InputError: naming every key that is unknown or ill-typed, each with its path.
     """
+    _check_values(tables, where)
     try:
         study = Study.model_validate(tables)
     except ValidationError as error:
         raise InputError(f"{where}: " + "; ".join(_sentences(error))) from error
     for label, attack in study.attacks.items():
-        function = naming.attack(attack.function)
-        options = dict(attack.model_extra or {})
-        if attack.arithmetic is not None:
-            options["arithmetic"] = attack.arithmetic
-        if attack.targets == "every":
-            options["targets"] = None
-        naming.check_options(f"attack {label},", attack.function, function, options)
+        _check_attack(f"{where}: attacks.{label}", attack)
         _check_models(f"attack {label}", attack.models, study)
     for label, units in study.units.items():
         _check_models(f"units {label}", units.models, study)
@@ -284,9 +344,62 @@ def check(tables: Mapping[str, Any], where: str) -> Study:
     for label, model in study.models.items():
         if model.teacher is not None and model.teacher not in study.models:
             raise unknown(f"teacher of model {label},", model.teacher, study.models)
-        for network in listed(chosen(study, model)["network"]):
-            naming.check_options("network", network, naming.network(network), chosen(study, model)["network_options"])
+        _check_training(f"{where}: models.{label}", chosen(study, model))
     return study
+
+
+def _check_attack(path: str, attack: Attack) -> None:
+    """Each value of each option is one that the attack takes, and none is missing."""
+    function, options = naming.attack(attack.function), dict(attack.model_extra or {})
+    if attack.arithmetic is not None:
+        options["arithmetic"] = attack.arithmetic
+    axes = axes_of(function, options)
+    one = {name: axes[name][:1] if name in axes else [value] for name, value in options.items()}
+    for name, value in options.items():
+        try:
+            check_each_once(axes.get(name, [value]))
+            for each in axes.get(name, [value]):
+                _check_values(each, name, finite=True)
+                check_options(function, {name: each}, given=inspect.signature(function).parameters)
+        except InputError as error:
+            raise InputError(f"{path}.{name}: {error}") from error
+    given = ["targets"] if attack.targets == "every" else []
+    try:
+        check_options(function, {name: values[0] for name, values in one.items()}, given=given)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _check_training(path: str, settings: Mapping[str, Any]) -> None:
+    """Options are those of each network, and settings fit each other."""
+    options = settings["network_options"]
+    for key, values in settings.items():
+        if isinstance(values, list):
+            _check_values(values, f"{path}.{key}", finite=True)  # a report writes down each point of a grid
+    _check_values(options, f"{path}.network_options", finite=True)
+    for name in listed(settings["network"]):
+        function = naming.network(name)
+        naming.check_options("network", name, function, options)
+        try:
+            check_options(function, options, given=inspect.signature(function).parameters)
+        except InputError as error:
+            raise InputError(f"{path}.network_options: {error}") from error
+    if True in listed(settings["nesterov"]) and 0 in listed(settings["momentum"]):
+        raise InputError(f"{path}: nesterov needs a momentum above 0, got 0")
+
+
+def _check_values(value: Any, path: str, *, finite: bool = False, depth: int = 0) -> None:
+    """Raises InputError for what a cell's parameters cannot hold: dates, and, if `finite`, NaN and infinity."""
+    if depth > DEEPEST:
+        raise InputError(f"{path} is nested more than {DEEPEST} deep")
+    if isinstance(value, dict | list):
+        inside = value.items() if isinstance(value, dict) else ((None, one) for one in value)
+        for key, one in inside:
+            _check_values(one, path if key is None else f"{path}.{key}", finite=finite, depth=depth + 1)
+    elif value is not None and not isinstance(value, bool | int | float | str):
+        raise InputError(f"{path} must be a number, a text, true, false, a list or a table, got {value}")
+    elif finite and isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{path} must be finite, got {value}")
 
 
 def _named(model: str | None) -> list[str]:
@@ -306,24 +419,39 @@ def chosen(study: Study, model: Model) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name not in LATER or value != LATER[name]}
 
 
+def as_run(study: Study) -> dict[str, Any]:
+    """The study as JSON, each model with the training settings that it is run with."""
+    told = study.model_dump(mode="json", exclude={"training"})
+    models = {name: {**chosen(study, model), "teacher": model.teacher} for name, model in study.models.items()}
+    return told | {"models": models}
+
+
 def _sentences(error: ValidationError) -> Iterator[str]:
     """One short sentence for each wrong key."""
     seen: dict[str, list[str]] = {}
     for problem in error.errors():
         steps = [str(step) for step in problem["loc"] if not _is_branch(str(step))]
         if problem["type"] == "extra_forbidden":
-            sentence = "unknown key"
+            sentence = f"unknown key{_near(steps)}"
         elif problem["type"] == "value_error":
             sentence = problem["msg"].removeprefix("Value error, ")
         elif problem["type"] == "missing":
             sentence = "missing"
         else:
-            sentence = f"{problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+            sentence = f"{problem['msg'][0].lower()}{problem['msg'][1:]}, got {reprlib.repr(problem['input'])}"
         found = seen.setdefault(".".join(steps) or "study", [])
         if problem["type"] != "list_type" or not found:  # that a value may also be a list helps nobody here
             found.append(sentence)
     for path, sentences in seen.items():
         yield f"{path}: {' or '.join(dict.fromkeys(sentences))}"
+
+
+def _near(steps: Sequence[str]) -> str:
+    """Which keys of its table an unknown one may have meant."""
+    tables = {"training": Training, "models": Model, "units": Units, "carriers": Carriers, "masks": Masks}
+    table = Study if len(steps) == 1 else (tables | {"audits": Audits})[steps[0]]
+    near = difflib.get_close_matches(steps[-1], table.model_fields, n=2, cutoff=0.5)
+    return f", did you mean {' or '.join(near)}?" if near else ""
 
 
 def _is_branch(step: str) -> bool:
@@ -341,6 +469,10 @@ def put(tables: dict[str, Any], setting: str, flag: str = "--set") -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    except RecursionError:
+        raise InputError(f"{flag} {path}: the value is nested more than {DEEPEST} deep") from None
+    if len(steps) > DEEPEST:
+        raise InputError(f"{flag} {path[:60]}... names a key more than {DEEPEST} deep")
     table = tables
     for step in steps[:-1]:
         table = table.setdefault(step, {})

@@ -107,7 +107,13 @@ class Worker:
             parents[role] = stored
         progress(0, 1)
         context = Context(self.device, lambda: self.store.work(cell.key), self._data, progress)
-        made = keep(cell, self.store, self.device, lambda: cells.run(cell, parents, context))
+        try:
+            made = keep(cell, self.store, self.device, lambda: cells.run(cell, parents, context))
+        except FileNotFoundError:  # of a parent that somebody has removed since it was found
+            gone = [parent.key for parent in cell.parents.values() if self.store.get(parent.key) is None]
+            if not gone:
+                raise
+            return End(cell.key, "lacks", gone[0])
         return End(cell.key, "done", seconds=made.record["provenance"]["seconds"])
 
     def _data(self, place: str, digest: str) -> Data:
@@ -125,7 +131,8 @@ class Workplace:
         store: the store's folder.
         data_root: see `brittle.data.load`; layout: likewise.
         device: 'auto', 'cpu' or 'cuda[:N]'.
-        threads: that the process computes with; torch's own choice when None.
+        threads: that the process computes with; torch's own choice when None. Results have the same bits where this
+            is the same, and agree in distribution only where it is not.
         path: folders that the process looks for the user's own modules in.
     """
 
@@ -176,7 +183,7 @@ def told(cell: Cell) -> dict[str, Any]:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, machine and number of threads: what the last bits of a result may depend on."""
+    """Versions, machine and number of threads: what a cell's key does not name, and its bits may depend on."""
     return {
         "brittle": __version__,
         "torch": str(torch.__version__),

@@ -12,8 +12,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from brittle.cells import VERSIONS, Cell
+from brittle.cells import Cell
 from brittle.data import Data
+from brittle.engine import recall
+from brittle.errors import InputError
 from brittle.estimating.counting import Cost, Counting
 from brittle.estimating.rates import Rates, measured, trained_as
 from brittle.store import Store
@@ -72,34 +74,22 @@ def estimate(cells: Sequence[Cell], data: Data, rates: Sequence[Rates], store: S
 def _slower(cells: Sequence[Cell], counting: Counting, store: Store, here: Rates) -> dict[str, float]:
     """By kind of cell, how many times the estimated time those in the store took."""
     wanted, functions = {_alike(cell) for cell in cells}, {cell.function for cell in cells}
-    recalled: dict[str, Cell | None] = {}
+    recalled: dict[str, Cell] = {}
     found = defaultdict(list)
     for key in store.keys():  # noqa: SIM118
         stored = store.get(key)
-        if stored is None or stored.record["function"] not in functions:
+        if stored is None or stored.record.get("function") not in functions:
             continue
-        made = stored.record["provenance"]
-        if (made["processor"], made["threads"]) != (here.processor, here.threads):
+        made = stored.record.get("provenance", {})
+        if (made.get("processor"), made.get("threads")) != (here.processor, here.threads):
             continue
-        cell = _recall(key, store, recalled)
-        if cell is not None and _alike(cell) in wanted:
+        try:
+            cell = recall(store, key, recalled)
+        except InputError:  # of another version, or a parent has gone
+            continue
+        if _alike(cell) in wanted:
             found[_alike(cell)].append(max(made["seconds"], 1e-3) / counting.cost(cell).seconds)
     return {kind: statistics.median(factors) for kind, factors in found.items()}
-
-
-def _recall(key: str, store: Store, recalled: dict[str, Cell | None]) -> Cell | None:
-    """The cell that a stored one was made from; None if it is of another version, or a parent has gone."""
-    if key not in recalled:
-        recalled[key] = None
-        if (stored := store.get(key)) is not None and stored.record["function"] in VERSIONS:
-            told = stored.record
-            parents = {role: _recall(parent, store, recalled) for role, parent in told["parents"].items()}
-            whole = {role: parent for role, parent in parents.items() if parent is not None}
-            cell = Cell(
-                told["title"], told["function"], told["params"], whole, told["data"], environment=told["environment"]
-            )
-            recalled[key] = cell if cell.key == key else None
-    return recalled[key]
 
 
 def _alike(cell: Cell) -> str:

@@ -6,24 +6,24 @@ What depends on how hard a network is to fool is taken from the studies that com
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from inspect import Parameter
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brittle import naming
+from brittle import attacks
 from brittle.attacks.flips import LEVELS, flip_logits
 from brittle.attacks.result import BATCH, logits_in_batches
 from brittle.auditing.battery import BUDGETS
 from brittle.carrier_cells import ORDERS, SIDES
 from brittle.cells import Cell, untrained
 from brittle.data import Data
-from brittle.estimating.rates import ROWS, Rates, named, operations, takes_flips, trained_as
+from brittle.estimating.rates import ROWS, Rates, named, operations, options_of, takes_flips, trained_as
 from brittle.mask_cells import CLIPPED, WAYS
 from brittle.unit_cells import KINDS, MAPS, SCOPES, SEEN
 
@@ -221,9 +221,11 @@ class Counting:
 
     def _attack(self, cell: Cell) -> Needs:
         params, model = cell.params, cell.parents["model"]
-        attack = naming.attack(params["function"])
-        options = _options(attack, params["options"])
-        name = attack.__name__ if attack.__module__.startswith("brittle.") else ""
+        given = {name: value for name, value in options_of(params["function"]).items() if value is not Parameter.empty}
+        options = {**given, **params["options"]}
+        home, _, name = params["function"].rpartition(".")
+        if home not in ("", attacks.__name__):
+            name = ""  # somebody else's
         shard = len(params["indices"]) if "indices" in params else params["stop"] - params["start"]
         rows = shard * (self.classes - 1 if params.get("targets") == "every" else 1)
         tempered = model.params.get("temperature", 1.0) > 1 and "temperature" not in params
@@ -236,7 +238,7 @@ class Counting:
             blind = arithmetic == "float32" and tempered
             work += self._of_each_row(name, options, arithmetic, blind) * rows
             stored += rows * (1 + 8 + 4 + 4 + 8 * (rows > shard))
-            if not name.startswith("song_"):
+            if "max_pixels" not in options:  # the whole images are stored
                 stored += rows * self.image
                 continue
             most = min(options["max_pixels"], self.pixels) / (1 if arithmetic == "float32" else 2)  # of any row
@@ -355,9 +357,3 @@ class Counting:
             works.append((cell.parents["reference"], Work(gradients=steps * (rows + BOUNDS * few) / 3)))
         memory = 2 * self._through(model) + self._back(model, rows) + 10 * rows * self.image
         return Needs(works, memory, 12_000 + 16 * self.image)  # what it says, and eight pairs of pictures
-
-
-def _options(attack: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """An attack's options, by default those of the function."""
-    parameters = inspect.signature(attack).parameters.values()
-    return {one.name: one.default for one in parameters if one.default is not one.empty} | dict(given)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -175,5 +177,11 @@ def named(network: str, options: Mapping[str, Any], batch_size: int, environment
 def takes_flips(cell: Cell) -> bool:
     """Whether a cell tries one-pixel changes."""
     if cell.function == "attack":
-        return naming.takes(naming.attack(cell.params["function"]), "flips")
+        return "flips" in options_of(cell.params["function"])
     return cell.function == "audit" and cell.params["norm"] == "l0"
+
+
+@lru_cache(maxsize=1000)  # thousands of cells have the same few attacks
+def options_of(attack: str) -> Mapping[str, Any]:
+    """What an attack may be asked for, each option with its default, `inspect.Parameter.empty` where it has none."""
+    return {one.name: one.default for one in inspect.signature(naming.attack(attack)).parameters.values()}
