@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from brittle.cells import Cell
+from brittle import naming
+from brittle.cells import NETWORKS, Cell
 from brittle.errors import InputError, StoreError
 from brittle.store import Store
 from brittle.working import End, Say, Step, Worker
@@ -299,24 +300,40 @@ def forget(plan: Sequence[Cell], store: Store) -> None:
         store.clear_work(cell.key)
 
 
-def recall(store: Store, key: str) -> Cell:
+def recall(store: Store, key: str, *, trust: bool = False) -> Cell:
     """The cell, with its parents, that a stored one was made from.
 
     Raises:
-        InputError: if it or a parent is not in the store, or was made by another version of its function.
+        InputError: if it or a parent is not in the store, was made by another version of its function, has a record
+            that does not belong to its key, or names code from outside brittle without `trust`.
     """
     stored = store.get(key)
     if stored is None:
         raise InputError(f"cell {key[:8]} is not in the store {store.root}: {store.damage(key) or 'absent'}")
     record = stored.record
-    cell = Cell(
-        record["title"],
-        record["function"],
-        record["params"],
-        {role: recall(store, parent) for role, parent in record["parents"].items()},
-        digest=record["data"],
-        environment=record["environment"],
-    )
-    if cell.key != key:
-        raise InputError(f"cell {key[:8]} ({cell.title}) was made by another version of brittle; make it again")
+    try:
+        cell = Cell(
+            record["title"],
+            record["function"],
+            record["params"],
+            {role: recall(store, parent, trust=trust) for role, parent in record["parents"].items()},
+            digest=record["data"],
+            environment=record["environment"],
+        )
+        if cell.key != key:
+            raise InputError(f"cell {key[:8]} ({cell.title}) was made by another version of brittle; make it again")
+        if cell.function in NETWORKS:
+            naming.network(cell.params["network"], trust)
+        if cell.function == "attack":
+            naming.attack(cell.params["function"], trust)
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"cell {key[:8]} has a record that brittle did not write") from error
+    return cell
+
+
+def recall_network(store: Store, text: str, *, trust: bool = False) -> Cell:
+    """The `train` or `adopt` cell whose key begins with `text`; errors as of `recall`, and if it is no network."""
+    cell = recall(store, store.find(text), trust=trust)
+    if cell.function not in NETWORKS:
+        raise InputError(f"cell {cell.key[:8]} is no network: it is '{cell.title}'")
     return cell

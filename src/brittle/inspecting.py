@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,7 +93,6 @@ def run_audit(asked: Question, how: Request) -> int:
 
     store = how.open_store()
     asked_norms = asked.norms()
-    sys.path[:] = [*sys.path, *({os.getcwd()} - set(sys.path))]  # the command is no module of the user's folder
     with Bars(quiet=how.quiet or how.as_json, verbose=how.verbose) as bars:
         device = how.torch_device()
         data = _data(asked, how, bars)
@@ -148,8 +145,8 @@ def _cell(
     from brittle.cells import Cell
 
     params = {
-        "model": opening.digest(model, asked.model),
-        "reference": None if reference is None else opening.digest(reference, asked.reference or ""),
+        "model": opening.digest(model, asked.model, data.image_shape),
+        "reference": None if reference is None else opening.digest(reference, asked.reference or "", data.image_shape),
         "norm": norm,
         **{name: getattr(asked, name) for name in ("eps", "rows", "budget", "seed")},
     }
@@ -261,7 +258,7 @@ def _about(asked: Question, found: Sequence[Stored], model: nn.Module, data: Dat
     rows = min(asked.rows, len(data.test))
     facts = [
         ("model", asked.model),
-        ("weights and code", f"sha256 {opening.digest(model, asked.model)[:16]}"),
+        ("weights and code", f"sha256 {opening.digest(model, asked.model, data.image_shape)[:16]}"),
         ("data", f"{data.name}: {data.source}; the first {rows} of {len(data.test)} test images"),
         ("digest of the data", data.digest),
         ("budget", f"{asked.budget}, seed {asked.seed}"),

@@ -192,8 +192,8 @@ def _variants(
 
 
 def _source(path: str, resolve: Any) -> dict[str, str]:
-    """A foreign function's file is part of the key of what it makes."""
-    digest = naming.source_digest(resolve(path))
+    """A foreign function's files are part of the key of what it makes; the path was checked with the study."""
+    digest = naming.source_digest(resolve(path, trust=True))
     return {"code": digest} if digest else {}
 
 

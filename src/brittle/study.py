@@ -191,7 +191,7 @@ def built_in() -> dict[str, str]:
     return {f.name.removesuffix(".toml"): f.read_text() for f in folder.iterdir() if f.name.endswith(".toml")}
 
 
-def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = None) -> Study:
+def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = None, *, trust: bool = False) -> Study:
     """A study by the name of a built-in one or by the path of a file.
 
     Args:
@@ -199,6 +199,7 @@ def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = Non
         settings: `a.b=c`, put over it.
         size: which of the file's `[sizes.NAME]` tables is put over it first, and after its name; by default the first
             of them, if it has any.
+        trust: whether networks and attacks from outside brittle may be imported, which runs their code.
 
     Raises:
         InputError: if there is no such study or size, or its text is not TOML or not a study: every wrong key with its
@@ -222,7 +223,7 @@ def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = Non
     tables = sized(tables, size, where)
     for setting in settings:
         put(tables, setting)
-    return check(tables, where)
+    return check(tables, where, trust=trust)
 
 
 def sized(tables: dict[str, Any], size: str | None, where: str) -> dict[str, Any]:
@@ -248,8 +249,8 @@ def _are_tables(*values: Any) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def check(tables: Mapping[str, Any], where: str) -> Study:
-    """The study that `tables` describe.
+def check(tables: Mapping[str, Any], where: str, *, trust: bool = False) -> Study:
+    """The study that `tables` describe; `trust` as in `read`: true also where the user typed all import paths.
 
     Raises:
         InputError: naming every key that is unknown or ill-typed, each with its path.
@@ -259,7 +260,7 @@ def check(tables: Mapping[str, Any], where: str) -> Study:
     except ValidationError as error:
         raise InputError(f"{where}: " + "; ".join(_sentences(error))) from error
     for label, attack in study.attacks.items():
-        function = naming.attack(attack.function)
+        function = naming.attack(attack.function, trust)
         options = dict(attack.model_extra or {})
         if attack.arithmetic is not None:
             options["arithmetic"] = attack.arithmetic
@@ -279,7 +280,8 @@ def check(tables: Mapping[str, Any], where: str) -> Study:
         if model.teacher is not None and model.teacher not in study.models:
             raise unknown(f"teacher of model {label},", model.teacher, study.models)
         for network in listed(chosen(study, model)["network"]):
-            naming.check_options("network", network, naming.network(network), chosen(study, model)["network_options"])
+            options = chosen(study, model)["network_options"]
+            naming.check_options("network", network, naming.network(network, trust), options)
     return study
 
 

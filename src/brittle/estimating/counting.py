@@ -221,7 +221,7 @@ class Counting:
 
     def _attack(self, cell: Cell) -> Needs:
         params, model = cell.params, cell.parents["model"]
-        attack = naming.attack(params["function"])
+        attack = naming.attack(params["function"], trust=True)
         options = _options(attack, params["options"])
         name = attack.__name__ if attack.__module__.startswith("brittle.") else ""
         shard = len(params["indices"]) if "indices" in params else params["stop"] - params["start"]

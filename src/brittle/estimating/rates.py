@@ -175,5 +175,5 @@ def named(network: str, options: Mapping[str, Any], batch_size: int, environment
 def takes_flips(cell: Cell) -> bool:
     """Whether a cell tries one-pixel changes."""
     if cell.function == "attack":
-        return naming.takes(naming.attack(cell.params["function"]), "flips")
+        return naming.takes(naming.attack(cell.params["function"], trust=True), "flips")
     return cell.function == "audit" and cell.params["norm"] == "l0"
