@@ -137,7 +137,7 @@ def _imported(text: str, data: Data) -> nn.Module:
     if text not in naming.network_names() and not re.search(r"[\w.]+[.:]\w", text):
         raise InputError(f"model {text!r} is not known: expected {KINDS}")
     own = text in naming.network_names() or text.startswith("brittle.networks")
-    found = naming.network(text) if own else naming.imported("model", text)
+    found: Any = naming.network(text) if own else naming.imported("model", text)
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
