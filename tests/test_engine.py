@@ -467,7 +467,7 @@ def test_attacks_over_the_temperature_and_at_every_target_are_what_the_functions
         assert torch.allclose(packed.tensors("result")["adversarial"], expected.adversarial, atol=1e-5)
         assert packed.scalars["rows"] == 3
     store.write_study("tiny", plan.record)
-    report = gather(store, "tiny", trust=True)
+    report = gather(store, "tiny")
     over, every = report.models[1].attacks
     assert (over.over_temperature, every.over_temperature) == (True, False)
     assert over.rows.tolist() == first
