@@ -12,7 +12,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,9 @@ def _imported(text: str, data: Data) -> nn.Module:
         return found
     if not callable(found):
         raise InputError(f"model {text!r} must be an nn.Module or a function that builds one, got {_kind(found)}")
+    make: Callable[..., Any] = found
     with naming.users_code(f"model {text!r} cannot be built without arguments"):
-        made = build(found, seed=0, **(cells.fitted_options(found, {}, data) if own else {}))
+        made = build(make, seed=0, **(cells.fitted_options(make, {}, data) if own else {}))
     if not isinstance(made, nn.Module):
         raise InputError(f"model {text!r} must build an nn.Module, got {_kind(made)}")
     return made
