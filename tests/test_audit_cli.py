@@ -307,7 +307,7 @@ def test_a_pickle_is_refused_and_not_run(run, folder):
 
     torch.save({"1.weight": Touches()}, folder / "evil.pt")
     said = one_line(run("audit_mine:net", "--weights", "evil.pt", *QUICK, code=2))
-    assert "wants to run code" in said
+    assert "can run code: refused, and nothing was run; where you trust it, give --trust" in said
     assert not (folder / "ran").exists()
 
 

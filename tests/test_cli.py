@@ -260,15 +260,16 @@ def test_a_network_with_the_wrong_number_of_classes_is_refused(brittle, tmp_path
     assert "must return 10 logits an image, got shape (1, 7)" in said
 
 
-def test_a_network_that_returns_probabilities_is_warned_of(brittle, tmp_path, monkeypatch):
+def test_a_cell_of_a_network_from_outside_brittle_needs_trust(brittle, tmp_path, monkeypatch):
     (tmp_path / "cli_test_softmax.py").write_text(
         "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     key = (
-        brittle("train", "--network", "cli_test_softmax.net", "--epochs", 1).stderr.rpartition("attack ")[2].split()[0]
+        brittle("train", "--network", "cli_test_softmax:net", "--epochs", 1).stderr.rpartition("attack ")[2].split()[0]
     )
-    assert "look like probabilities" in brittle("attack", key, "--attack", "song_1", "--rows", 5).stderr
+    said = one_line(brittle("attack", key, "--attack", "song_1", "--rows", 5, code=2))
+    assert "network 'cli_test_softmax.net' is code from outside brittle, and was not run: --trust allows it" in said
 
 
 def test_a_store_that_cannot_be_written_is_said(brittle, tmp_path):

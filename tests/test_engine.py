@@ -54,7 +54,7 @@ def plan(tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "engine_test_networks.py").write_text(NETWORKS)
     monkeypatch.syspath_prepend(tmp_path / "code")
-    return expand(study.check(TABLES, "tiny"), blobs(), device="cpu", dtype="float32")
+    return expand(study.check(TABLES, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
 
 
 class Heard(engine.Quiet):
@@ -224,7 +224,7 @@ def test_two_at_once_do_each_cell_once(plan, tmp_path):
 
 def test_a_cell_that_another_process_has_in_work_is_passed_over(tmp_path, plan):
     """`plan` for its network."""
-    plan = expand(study.check(TABLES | {"seeds": [0, 1]}, "tiny"), blobs(), device="cpu", dtype="float32")
+    plan = expand(study.check(TABLES | {"seeds": [0, 1]}, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
     store, heard = Store(tmp_path / "store"), Heard()
     teacher = next(cell for cell in plan.cells if cell.title == "train teacher, seed 0")
     others = sum("seed 1" in cell.title for cell in plan.cells)
@@ -317,7 +317,7 @@ def test_a_store_that_cannot_be_written_stops_the_run_at_once(plan, tmp_path, mo
 def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
     tables = TABLES | {"data": "digits", "training": {"network": "mlp", "epochs": 3}, "seeds": [0, 1]}
     data = brittle.data.load("digits")
-    plan = expand(study.check(tables, "tiny"), data, device="cpu", dtype="float32")
+    plan = expand(study.check(tables, "tiny", trust=True), data, device="cpu", dtype="float32")
     alone, shared = Store(tmp_path / "alone"), Store(tmp_path / "shared")
     engine.run(plan.cells, alone, here(alone, lambda _: data))
     hands = Processes(Workplace(shared.root, device="cpu", threads=torch.get_num_threads()), 2)
@@ -431,7 +431,9 @@ def test_a_parent_that_is_no_cell_of_the_plan_and_not_there_fails_its_child(tmp_
 def test_attacks_in_shards_find_what_they_find_in_one(plan, tmp_path):
     store = Store(tmp_path / "store")
     run(plan, store)
-    whole = expand(study.check(TABLES | {"shard_rows": 100}, "tiny"), blobs(), device="cpu", dtype="float32")
+    whole = expand(
+        study.check(TABLES | {"shard_rows": 100}, "tiny", trust=True), blobs(), device="cpu", dtype="float32"
+    )
     run(whole, store)
 
     def joined(of):
@@ -449,7 +451,8 @@ def test_a_result_is_unpacked_as_it_was_packed(plan, tmp_path):
 
     store = Store(tmp_path / "store")
     run(plan, store)
-    model = cells.load_model(kept(store, plan.record["models"][0]["train"]), CPU)
+    cell = next(cell for cell in plan.cells if cell.key == plan.record["models"][0]["train"])
+    model = cells.load_model(cell, kept(store, cell.key), CPU)
     test = blobs().test
     found = song_3(model, test.images, test.labels, max_pixels=20)
     again = cells.unpack(cells.pack(found), found.images, found.labels)
@@ -487,7 +490,7 @@ def test_a_recalled_cell_has_its_own_key(plan, tmp_path):
     store = Store(tmp_path / "store")
     run(plan, store)
     for cell in plan.cells:
-        assert engine.recall(store, cell.key).key == cell.key
+        assert engine.recall(store, cell.key, trust=True).key == cell.key
     with pytest.raises(InputError, match="is not in the store"):
         engine.recall(store, "0" * 32)
 
@@ -537,7 +540,7 @@ def test_a_measurement_killed_half_way_goes_on_where_it_was_and_ends_the_same(pl
 def test_an_attack_on_fewer_rows_has_fewer_shards_of_its_own_size(tmp_path):
     attack = TABLES["attacks"]["song_1"] | {"rows": 7, "shard_rows": 3}
     plan = expand(
-        study.check(TABLES | {"attacks": {"few": attack, "all": TABLES["attacks"]["song_1"]}}, "tiny"),
+        study.check(TABLES | {"attacks": {"few": attack, "all": TABLES["attacks"]["song_1"]}}, "tiny", trust=True),
         blobs(),
         device="cpu",
         dtype="float32",
@@ -558,7 +561,7 @@ def test_the_first_shard_of_a_pixel_attack_keeps_the_logits_after_each_pixel(pla
         if cell.params["start"]:
             assert "exact.steps.safetensors" not in stored.record["files"]
             continue
-        model = cells.load_model(kept(store, cell.parents["model"].key), CPU)
+        model = cells.load_model(cell.parents["model"], kept(store, cell.parents["model"].key), CPU)
         steps, packed = stored.tensors("exact.steps"), stored.tensors("exact")
         assert rows["labels"][steps["rows"]].tolist() == rows["labels"][:5].unique().tolist()
         for row, logits in zip(steps["rows"].tolist(), steps["logits"], strict=True):
@@ -585,7 +588,9 @@ def test_attacks_over_the_temperature_and_at_every_target_are_what_the_functions
     """`plan` for its network."""
     one = {"function": "brittle.attacks.carlini_l2", "max_iterations": 5, "rows": "one_a_class"}
     attacks = {"over": {**one, "over_temperature": True}, "every": {**one, "targets": "every"}}
-    plan = expand(study.check(TABLES | {"attacks": attacks}, "tiny"), blobs(), device="cpu", dtype="float32")
+    plan = expand(
+        study.check(TABLES | {"attacks": attacks}, "tiny", trust=True), blobs(), device="cpu", dtype="float32"
+    )
     store = Store(tmp_path / "store")
     run(plan, store)
     rows = next(kept(store, cell.key) for cell in plan.cells if cell.function == "select").tensors("rows")
@@ -594,7 +599,10 @@ def test_attacks_over_the_temperature_and_at_every_target_are_what_the_functions
     for cell in plan.cells:
         if cell.function != "attack":
             continue
-        model, packed = cells.load_model(kept(store, cell.parents["model"].key), CPU), kept(store, cell.key)
+        model, packed = (
+            cells.load_model(cell.parents["model"], kept(store, cell.parents["model"].key), CPU),
+            kept(store, cell.key),
+        )
         if cell.title.startswith("over"):
             expected = carlini_l2(OverT(model, 5.0), images, labels, max_iterations=5)
         else:

@@ -1,7 +1,6 @@
-import io
-import re
+import os
+import subprocess
 import sys
-import zipfile
 
 import pytest
 import torch
@@ -9,12 +8,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import brittle
+from brittle import cells, naming
 from brittle.errors import InputError
 from brittle.networks import build, frozen, mlp
 from brittle.opening import Normalised, digest, open_model
 from brittle.store import Store
+from brittle.working import Worker
 
 CPU = torch.device("cpu")
+SHAPE = (1, 28, 28)
 MODULE = """
 from torch import nn
 import torch
@@ -93,8 +95,8 @@ def test_weights_are_loaded_from_safetensors_and_from_a_state_dict(opened, tmp_p
         ("opening_mine:breaks", "cannot be built without arguments: RuntimeError: no weights today"),
         ("what is this", "is not known: expected package.module:callable"),
         ("abc", "no cell starts with 'abc'"),
-        ("none.pt2", "model none.pt2 cannot be read: No such file"),
-        ("none.safetensors", "none.safetensors holds weights only: say with --network"),
+        ("none.pt2", "model none.pt2 cannot be read: there is no such file"),
+        ("none.safetensors", "model none.safetensors cannot be read: there is no such file"),
     ],
 )
 def test_what_cannot_be_opened_is_said(opened, text, said):
@@ -148,8 +150,8 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_not_run(opened, tmp_path
     for options in ({"weights": tmp_path / name}, {}):
         text = "opening_mine:small" if options else tmp_path / name
         said = refused(opened, text, **options, **({} if options else {"network": "mlp"}))
-        assert "is a pickle that wants to run code (io.open): refused, and nothing was run" in said
-        assert "safetensors.torch.save_file(" in said
+        assert "holds a pickled io.open, which can run code: refused, and nothing was run" in said
+        assert "give --trust, or convert it with safetensors.torch.save_file(" in said
     assert not (tmp_path / "ran").exists()
 
 
@@ -178,44 +180,22 @@ def archive(tmp_path_factory):
     return path, network
 
 
-def changed(path, target, record, change):
-    """A copy of an archive in which one record is another."""
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
-        for name in old.namelist():
-            content = old.read(name)
-            new.writestr(name, change(content) if name.endswith(record) else content)
-    return target
-
-
 def test_an_archive_answers_as_its_network(opened, archive, digits):
     path, network = archive
-    found = opened(path)
+    found = opened(path, trust=True)
     with frozen(found), torch.no_grad():
         for count in (1, 5):
             torch.testing.assert_close(found(digits.test.images[:count]), network(digits.test.images[:count]))
 
 
-def test_an_archive_that_could_run_code_is_refused(opened, archive, tmp_path):
+def test_an_archive_is_code(opened, archive):
     path, _ = archive
-    evil = io.BytesIO()
-    torch.save(((Touches(tmp_path / "ran"),), {}), evil)
-    shape = re.compile(rb"Symbol\('(\w+)', positive=True, integer=True\)")
-    cases = {
-        "sample_inputs/model.pt": lambda _: evil.getvalue(),
-        "models/model.json": lambda text: shape.sub(b"open('ran', 'w')", text),
-        "model.json": lambda text: text.replace(b"torch.ops.aten.tanh.default", b"torch.os.system"),
-        "model_weights_config.json": lambda text: text.replace(b'"use_pickle": false', b'"use_pickle": true'),
-    }
-    for record, change in cases.items():
-        said = refused(opened, changed(path, tmp_path / "evil.pt2", record, change))
-        assert "refused" in said, record
-    assert not (tmp_path / "ran").exists()
-    assert opened(changed(path, tmp_path / "same.pt2", "model.json", lambda text: text))
+    assert "is a torch.export archive, which can run code: refused; --trust allows it" in refused(opened, path)
 
 
 def test_what_is_no_archive_is_said(opened, tmp_path):
     (tmp_path / "no.pt2").write_bytes(b"no")
-    assert "is no torch.export archive" in refused(opened, tmp_path / "no.pt2")
+    assert "cannot be loaded" in refused(opened, tmp_path / "no.pt2", trust=True)
 
 
 # Normalising --------------------------------------------------------------------------------------------------------
@@ -250,11 +230,166 @@ def test_mean_and_std_that_do_not_fit_are_said(opened, options, said):
 
 def test_a_digest_tells_models_apart(opened, tmp_path):
     first = opened("opening_mine:ready")
-    assert digest(first, "opening_mine:ready") == digest(first, "opening_mine:ready")
-    seen = {digest(first, "opening_mine:ready"), digest(Normalised(first, (0.5,), (1.0,)), "opening_mine:ready")}
+    assert digest(first, "opening_mine:ready", SHAPE) == digest(first, "opening_mine:ready", SHAPE)
+    seen = {
+        digest(first, "opening_mine:ready", SHAPE),
+        digest(Normalised(first, (0.5,), (1.0,)), "opening_mine:ready", SHAPE),
+    }
     with torch.no_grad():
         first[1].bias[0] += 1
-    seen.add(digest(first, "opening_mine:ready"))
+    seen.add(digest(first, "opening_mine:ready", SHAPE))
     (tmp_path / "opening_mine.py").write_text(MODULE + "\n# changed\n")
-    seen.add(digest(first, "opening_mine:ready"))
+    seen.add(digest(first, "opening_mine:ready", SHAPE))
     assert len(seen) == 4
+
+
+ROLLED = """
+import math
+import torch
+from torch import nn
+from digest_helper import GAIN
+
+class Net(nn.Module):
+    def __init__(self, shift=0, kept=None, lost=None, held=None, called=None):
+        super().__init__()
+        self.flatten, self.dense = nn.Flatten(), nn.Linear(784, 10)
+        self.shift, self.held, self.called = shift, held, called
+        self.register_buffer("lost", torch.tensor(lost or 1.0), persistent=False)
+
+    def forward(self, x):
+        return GAIN * self.dense(self.flatten(x)).roll(self.shift, 1)
+
+def closing(number):
+    class Closed(Net):
+        def forward(self, x):
+            return super().forward(x) if x.mean() < 2 else number * x
+    return Closed()
+
+def good(): return Net(0)
+def bad(): return Net(1)
+def lost(): return Net(lost=2.0)
+def held(): return Net(held=torch.tensor(1.0))
+def held_else(): return Net(held=torch.tensor(2.0))
+def named(): return Net(held=("a", 1))
+def called(): return Net(called=lambda x: x + 1)
+def called_else(): return Net(called=lambda x: x + 2)
+def first(): return closing(1)
+def second(): return closing(2)
+"""
+MADE = ("good", "bad", "lost", "held", "held_else", "named", "called", "called_else", "first", "second")
+
+
+@pytest.fixture
+def digested(digits, tmp_path, monkeypatch):
+    """The digests of all networks of `roll.py`, in a process of their own, with another hash seed and thread count."""
+    (tmp_path / "roll.py").write_text(ROLLED)
+    monkeypatch.chdir(tmp_path)
+
+    def digest_all(gain=1, threads=1):
+        (tmp_path / "digest_helper.py").write_text(f"GAIN = {gain}\n")
+        code = f"""
+import torch, brittle
+from brittle.opening import digest, open_model
+torch.set_num_threads({threads})
+data = brittle.data.load("digits")
+for name in {MADE}:
+    one, again = (open_model(f"roll:{{name}}", data=data, device=torch.device("cpu")) for _ in range(2))
+    assert digest(one, f"roll:{{name}}", (1, 28, 28)) == digest(again, f"roll:{{name}}", (1, 28, 28))
+    print(digest(one, f"roll:{{name}}", (1, 28, 28)))
+"""
+        environment = {**os.environ, "PYTHONHASHSEED": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    return digest_all
+
+
+def test_a_digest_tells_what_is_no_weight(digested):
+    first = digested()
+    assert len({*first}) == len(MADE)
+    assert digested(threads=2) == first
+    assert not {*digested(gain=2)} & {*first}
+
+
+# Import paths and the user's code -------------------------------------------------------------------------------------
+
+
+def test_all_ways_to_name_code_give_the_same(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    for text in ("opening_mine:small", "opening_mine.small", "opening_mine.py:small", "./opening_mine.py:small"):
+        assert isinstance(opened(text), nn.Sequential)
+        assert isinstance(naming.network(text, trust=True)(), nn.Sequential)
+    assert isinstance(opened("mlp"), nn.Module)
+    assert f"(looked in {tmp_path} and in the installed packages)" in refused(opened, "opening_none:small")
+    assert "say what in it builds the network, opening_mine.py:NAME" in refused(opened, "opening_mine.py")
+    assert "must be a function or a class" in refused(naming.network, "opening_mine:ready", trust=True)
+
+
+def test_the_current_folder_is_searched_for_import_paths_only(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    save_file(build(mlp, seed=0, channels=1, classes=10, size=28).state_dict(), tmp_path / "w.safetensors")
+    opened("w.safetensors", network="mlp")
+    assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys\nsys.exit(0)\ndef net(): ...", "cannot be imported: its code called sys.exit(0)"),
+        ("import sys\ndef net(): sys.exit('done')", "cannot be built without arguments: its code called sys.exit('d"),
+        ("class Odd(BaseException): ...\ndef net(): raise Odd('x')", "cannot be built without arguments: Odd: x"),
+        ("def net(: ...", "cannot be imported: SyntaxError: "),
+        (
+            "from torch import nn\nclass net(nn.Flatten):\n def eval(self): raise ValueError('never')",
+            "cannot be put into evaluation mode, moved to cpu and copied: ValueError: never",
+        ),
+        (
+            "from torch import nn\nclass net(nn.Flatten):\n def __deepcopy__(self, memo): raise ValueError('one only')",
+            "cannot be put into evaluation mode, moved to cpu and copied: ValueError: one only",
+        ),
+        (
+            "import torch\ndef net():\n with torch.device('meta'): return torch.nn.Linear(2, 2)",
+            "cannot be put into evaluation mode, moved to cpu and copied: NotImplementedError: ",
+        ),
+    ],
+)
+def test_what_the_user_s_code_raises_is_one_line(opened, tmp_path, code, said):
+    (tmp_path / "raises.py").write_text(code + "\n")
+    assert said in refused(opened, f"{tmp_path}/raises.py:net")
+
+
+def test_weights_of_another_kind_are_said(opened, tmp_path):
+    weight, bias = torch.zeros(10, 784), torch.zeros(10)
+    cases = (
+        ({1: weight}, "must hold tensors by name, got the name 1, a int"),
+        ({"1.weight": weight.long(), "1.bias": bias}, "1.weight is int64, expected floating-point"),
+        ({"1.weight": weight.bool(), "1.bias": bias}, "1.weight is bool, expected floating-point"),
+        ({"1.weight": weight.cfloat(), "1.bias": bias}, "1.weight is complex64, expected floating-point"),
+        ({"1.weight": weight.to_sparse(), "1.bias": bias}, "1.weight is sparse, expected floating-point"),
+        ({"1.weight": weight.to("meta"), "1.bias": bias}, "1.weight is without values, expected floating-point"),
+    )
+    for state, said in cases:
+        torch.save(state, tmp_path / "w.pt")
+        assert said in refused(opened, "opening_mine:small", weights=tmp_path / "w.pt")
+    torch.save({"1.weight": weight.double(), "1.bias": bias.half()}, tmp_path / "w.pt")
+    assert opened("opening_mine:small", weights=tmp_path / "w.pt")
+
+
+def test_a_plain_number_is_no_code(opened, tmp_path):
+    torch.save(3, tmp_path / "w.pt")
+    assert "must hold a state dict, tensors by name, got a int" in refused(opened, tmp_path / "w.pt", network="mlp")
+
+
+def test_adopted_weights_that_changed_since_the_plan_are_refused(digits, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(build(mlp, seed=0, channels=1, classes=10, size=28).state_dict(), path)
+    cell = cells.adopted(path, "brittle.networks.mlp", {}, digits)
+    worker = Worker(Store(tmp_path / "store"), lambda _: digits, CPU)
+    save_file(build(mlp, seed=1, channels=1, classes=10, size=28).state_dict(), path)
+    end = worker.do(cell, lambda *_: None)
+    assert end.how == "failed"
+    assert f"weights {path} have changed since they were first read" in end.why
+    assert worker.do(cells.adopted(path, "brittle.networks.mlp", {}, digits), lambda *_: None).how == "done"

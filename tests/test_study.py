@@ -158,7 +158,7 @@ def test_a_setting_is_read_as_toml_or_as_a_string(setting, path, value):
         ({"modles": {}}, "modles: unknown key"),
         ({"models": {"a": {"teacher": "c"}}}, "unknown teacher of model a, 'c'"),
         ({"models": {"a": {"network": "papernot_mnits"}}}, "unknown network 'papernot_mnits': did you mean"),
-        ({"models": {"a": {"network": "no.such.module"}}}, "network 'no.such.module' cannot be imported"),
+        ({"models": {"a": {"network": "no.such.module"}}}, "network 'no.such.module' is code from outside brittle"),
         ({"models": {"a": {"network_options": {"drop": 1}}}}, "unknown option of network"),
         ({"attacks": {"a": {"function": "song_1", "models": ["plian"]}}}, "model of attack a, 'plian': did you mean"),
         ({"attacks": {"a": {"function": "song_1", "targets": "all"}}}, "attacks.a.targets: input should be 'every'"),

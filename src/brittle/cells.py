@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,7 +24,7 @@ from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from brittle import measures, naming
@@ -59,12 +59,18 @@ VERSIONS = {
 }
 ATTACKS = {"brittle.attacks.carlini_l2": 6}  # those whose version is not that of all
 GENERATIONS = 50  # networks in a row that learn from each other, at most: a cell is pickled with all that it needs
+NETWORKS = ("train", "adopt")  # functions of cells that hold a network
+FITTED = ("channels", "classes", "size")  # options of a network that the data decides
+_NAMED = 4  # keys of weights that an error lists
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One step of a study, before it is run."""
+    """One step of a study, before it is run.
+
+    Who makes one has checked the import paths in `params`, as `study.check` and `engine.recall` do: they are imported.
+    """
 
     title: str  # for people: 'train tempered, seed 0'
     function: str  # one of VERSIONS
@@ -150,10 +156,10 @@ def _select(cell: Cell, _parents: Parents, context: Context) -> Outcome:
 def _train(cell: Cell, parents: Parents, context: Context) -> Outcome:
     data = context.data(cell.place, cell.digest)
     params = dict(cell.params)
-    make = naming.network(params.pop("network"))
+    make = naming.network(params.pop("network"), trust=True)
     params.pop("code", None)
-    options = _fitted_options(make, params.pop("network_options"), data)
-    network = build(make, seed=params["seed"], **options)
+    options = fitted_options(make, params.pop("network_options"), data)
+    network = _built(cell.params["network"], options, params["seed"])
     labels = parents["labels"].tensors()["labels"] if "labels" in parents else None
     fitted = fit(
         network,
@@ -175,59 +181,128 @@ def _train(cell: Cell, parents: Parents, context: Context) -> Outcome:
     )
 
 
-def _fitted_options(make: Callable[..., nn.Module], options: Mapping[str, Any], data: Data) -> dict[str, Any]:
+def fitted_options(make: Callable[..., nn.Module], options: Mapping[str, Any], data: Data) -> dict[str, Any]:
     """The network's options, with channels, classes and size as the data has them unless they are given."""
     channels, height, width = data.image_shape
-    known = {"channels": channels, "classes": len(data.classes), "size": height}
+    known = dict(zip(FITTED, (channels, len(data.classes), height), strict=True))
     if naming.takes(make, "size") and height != width:
         raise InputError(f"this network takes square images, those of {data.name} are {height} x {width}")
     return {name: value for name, value in known.items() if naming.takes(make, name)} | dict(options)
 
 
+def _built(network: str, options: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """The network of a cell, whose import path has been checked."""
+    with naming.users_code(f"network {network} cannot be built"):
+        made = build(naming.network(network, trust=True), seed=seed, **options)
+        if not isinstance(made, nn.Module):
+            raise InputError(f"network {network} must build an nn.Module, got a {type(made).__name__}")
+        return made
+
+
 def adopted(path: Path, network: str, options: Mapping[str, Any], data: Data) -> Cell:
-    """The cell of weights that were trained elsewhere, from a safetensors file.
+    """The cell of weights that were trained elsewhere, from a safetensors file; the user typed the network's path.
 
     Raises:
         InputError: if the file cannot be read.
     """
-    make = naming.network(network)
+    make = naming.network(network, trust=True)
     naming.check_options("network", network, make, options)
+    params = {
+        "network": network,
+        "network_options": fitted_options(make, options, data),
+        "sha256": hashlib.sha256(_content(path)).hexdigest(),
+    }
+    return Cell(f"adopt {path.name}", "adopt", params, place=str(path))
+
+
+def _content(path: Path) -> bytes:
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"weights {path} cannot be read: {error.strerror}") from error
-    fitted = _fitted_options(make, options, data)
-    params = {"network": network, "network_options": fitted, "sha256": digest}
-    return Cell(f"adopt {path.name}", "adopt", params, place=str(path))
 
 
 def _adopt(cell: Cell, _parents: Parents, _context: Context) -> Outcome:
     network, options = cell.params["network"], cell.params["network_options"]
-    built = build(naming.network(network), seed=0, **options)
+    content = _content(Path(cell.place))
+    if hashlib.sha256(content).hexdigest() != cell.params["sha256"]:
+        raise InputError(f"weights {cell.place} have changed since they were first read; run the command again")
+    built = _built(network, options)
     try:
-        built.load_state_dict(load_file(cell.place))
-    except Exception as error:  # safetensors and torch raise their own kinds
-        raise InputError(f"{cell.place} does not fit {network}: {' '.join(str(error).split())}") from error
+        state = load(content)
+    except SafetensorError as error:
+        raise InputError(f"weights {cell.place} cannot be read: {naming.reason(error)}") from error
+    fill(built, state, f"{cell.place} does not fit {network}")
     return Outcome({"network_options": options}, {"weights": built.state_dict()})
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], fault: str) -> None:
+    """Loads weights into a model that has exactly these.
+
+    Raises:
+        InputError: that begins with `fault`, if names, shapes or kinds of numbers are others, or a tensor is not dense.
+    """
+    if state and all(name.startswith("module.") for name in state):  # written by DataParallel
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    with naming.users_code(fault):
+        wanted = model.state_dict()
+        both = [(name, state[name], value) for name, value in wanted.items() if name in state]
+        faults = {
+            "missing": [name for name in wanted if name not in state],
+            "unexpected": [name for name in state if name not in wanted],
+            "of another shape": [
+                f"{name} is {tuple(found.shape)}, expected {tuple(value.shape)}"
+                for name, found, value in both
+                if found.shape != value.shape
+            ],
+            "of another kind": [
+                f"{name} is {_number_kind(found)}, expected {_number_kind(value)}"
+                for name, found, value in both
+                if _number_kind(found) != _number_kind(value)
+            ],
+        }
+        if said := [f"{what}: {_shortened(names)}" for what, names in faults.items() if names]:
+            raise InputError(f"{fault}; {'; '.join(said)}")
+        model.load_state_dict(state)
+
+
+def _number_kind(tensor: Tensor) -> str:
+    """What conversion must not change unseen: 'floating-point' of any precision, another dtype, or no dense numbers."""
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        return "without values" if tensor.is_meta else "sparse"
+    return "floating-point" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def untrained(cell: Cell, data: Data) -> nn.Module:
     """A network of the shape that a `train` or `adopt` cell has, with other weights."""
-    make = naming.network(cell.params["network"])
-    return build(make, seed=0, **_fitted_options(make, cell.params["network_options"], data)).eval()
+    make = naming.network(cell.params["network"], trust=True)
+    return _built(cell.params["network"], fitted_options(make, cell.params["network_options"], data)).eval()
 
 
-def load_model(stored: Stored, device: torch.device) -> nn.Module:
-    """The network of a `train` or `adopt` cell, in evaluation mode."""
-    make = naming.network(stored.record["params"]["network"])
-    network = build(make, seed=0, **stored.scalars["network_options"])
-    network.load_state_dict(stored.tensors("weights"))
-    return channels_last(network.eval().to(device))
+def load_model(cell: Cell, stored: Stored, device: torch.device) -> nn.Module:
+    """The network of a `train` or `adopt` cell, in evaluation mode.
+
+    The store gives its weights and sizes. The code to import is what the cell names, never what a file names.
+    """
+    network, sizes = cell.params["network"], stored.scalars["network_options"]
+    options = {name: sizes[name] for name in FITTED if name in sizes} | cell.params["network_options"]
+    built = _built(network, options)
+    fill(built, stored.tensors("weights"), f"the weights of cell {cell.key[:8]} do not fit {network}")
+    return channels_last(built.eval().to(device))
+
+
+def _loaded(role: str, cell: Cell, parents: Parents, context: Context) -> nn.Module:
+    return load_model(cell.parents[role], parents[role], context.device)
 
 
 def _label(cell: Cell, parents: Parents, context: Context) -> Outcome:
     data = context.data(cell.place, cell.digest)
-    model = load_model(parents["teacher"], context.device)
+    model = _loaded("teacher", cell, parents, context)
     labels = soft_labels(model, data.train.images, cell.params["temperature"], progress=context.progress)
     return Outcome({}, {"tensors": {"labels": labels}})
 
@@ -241,7 +316,7 @@ def _measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
     Amplitudes are those of the network as it is used, at T = 1, in both arithmetics, and as it was trained, exactly.
     """
     data = context.data(cell.place, cell.digest)
-    model = load_model(parents["model"], context.device)
+    model = _loaded("model", cell, parents, context)
     test = data.test.to(context.device)
     logits = logits_in_batches(model, test.images)
     rows = parents["rows"].tensors("rows")
@@ -308,30 +383,30 @@ def first_of_each_class(labels: Tensor) -> Tensor:
 def _units(cell: Cell, parents: Parents, context: Context) -> Outcome:
     """Which units matter, and what breaks when they go; see `unit_cells.units`."""
     data = context.data(cell.place, cell.digest)
-    model = load_model(parents["model"], context.device)
+    model = _loaded("model", cell, parents, context)
     return Outcome(*units(model, data, cell.params, context.device, context.progress))
 
 
 def _carriers(cell: Cell, parents: Parents, context: Context) -> Outcome:
     """Which units carry an adversarial change; see `carrier_cells.carriers`."""
     data = context.data(cell.place, cell.digest)
-    model = load_model(parents["model"], context.device)
+    model = _loaded("model", cell, parents, context)
     return Outcome(*carriers(model, data, cell.params, context.device, context.progress))
 
 
 def _masks(cell: Cell, parents: Parents, context: Context) -> Outcome:
     """What additive masks do; see `mask_cells.masks`."""
     data = context.data(cell.place, cell.digest)
-    model = load_model(parents["model"], context.device)
-    other = load_model(parents["other"], context.device) if "other" in parents else None
+    model = _loaded("model", cell, parents, context)
+    other = _loaded("other", cell, parents, context) if "other" in parents else None
     return Outcome(*masks(model, other, data, cell.params, context.device, context.progress))
 
 
 def _audit(cell: Cell, parents: Parents, context: Context) -> Outcome:
     """Whether the model is robust; see `audit_cells.audited`."""
     data = context.data(cell.place, cell.digest)
-    model = load_model(parents["model"], context.device)
-    reference = load_model(parents["reference"], context.device) if "reference" in parents else None
+    model = _loaded("model", cell, parents, context)
+    reference = _loaded("reference", cell, parents, context) if "reference" in parents else None
     return Outcome(*audited(model, reference, data, cell.params, context.folder(), context.progress))
 
 
@@ -351,8 +426,8 @@ def _attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
     row a class, so that a page can show how a prediction gives way.
     """
     params = cell.params
-    attack = naming.attack(params["function"])
-    model = load_model(parents["model"], context.device)
+    attack = naming.attack(params["function"], trust=True)
+    model = _loaded("model", cell, parents, context)
     if "temperature" in params:
         model = nn.Sequential(model, Scaled(1 / params["temperature"])).eval()
     rows = parents["rows"].tensors("rows")

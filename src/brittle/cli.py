@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 import tomllib
 import traceback
@@ -182,7 +183,7 @@ def train(
 
     how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output)
     model: dict[str, Any] = {
-        "network": naming.full_path(naming.network(network), network, "brittle.networks"),
+        "network": naming.full_path(naming.network(network, trust=True), network, "brittle.networks"),
         "temperature": temperature,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -197,10 +198,10 @@ def train(
     given = {}
     if teacher is not None:
         opened = how.open_store()
-        given = {"teacher": engine.recall(opened, opened.find(teacher))}
+        given = {"teacher": engine.recall_network(opened, teacher)}
         models = {"teacher": {}, "model": {**model, "teacher": "teacher"}}
     tables = {"name": name, "title": f"One network on {data}", "data": data, "seeds": [seed], "models": models}
-    run_study(study.check(tables, "train"), how, lambda _: given)
+    run_study(study.check(tables, "train", trust=True), how, lambda _: given)
     _say_key(how, name)
 
 
@@ -248,12 +249,12 @@ def attack(
         "data": data,
         "rows": rows,
         "models": {"model": {}},
-        "attacks": {path.rpartition(".")[2]: _attack_table(path, arithmetic) for path in attack},
+        "attacks": {re.split("[.:]", path)[-1]: _attack_table(path, arithmetic) for path in attack},
     }
     for setting in option or []:
         for label in tables["attacks"]:
             study.put(tables, f"attacks.{label}.{setting}", "--option")
-    run_study(study.check(tables, "attack"), how, _given(model, network, how))
+    run_study(study.check(tables, "attack", trust=True), how, _given(model, network, how))
 
 
 def _short(model: str) -> str:
@@ -266,12 +267,9 @@ def _given(model: str, network: str, how: Request) -> Given:
     from brittle import cells, engine, naming
 
     if model.endswith(".safetensors"):
-        path = naming.full_path(naming.network(network), network, "brittle.networks")
+        path = naming.full_path(naming.network(network, trust=True), network, "brittle.networks")
         return lambda loaded: {"model": cells.adopted(Path(model), path, {}, loaded)}
-    opened = how.open_store()
-    recalled = engine.recall(opened, opened.find(model))
-    if recalled.function not in ("train", "adopt"):
-        raise InputError(f"cell {recalled.key[:8]} is no network: it is '{recalled.title}'")
+    recalled = engine.recall_network(how.open_store(), model)
     return lambda _: {"model": recalled}
 
 
@@ -404,7 +402,7 @@ def _attack_table(path: str, arithmetic: str) -> dict[str, Any]:
     """An attack of a study file, as the command line names it."""
     from brittle import naming
 
-    function = naming.attack(path)
+    function = naming.attack(path, trust=True)
     table: dict[str, Any] = {"function": naming.full_path(function, path, "brittle.attacks")}
     if naming.takes(function, "arithmetic"):
         table["arithmetic"] = ["float32", "exact"] if arithmetic == "both" else [arithmetic]

@@ -13,11 +13,12 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from brittle.cells import GENERATIONS, VERSIONS, Cell
+from brittle import naming
+from brittle.cells import GENERATIONS, NETWORKS, VERSIONS, Cell
 from brittle.errors import InputError, StoreError
 from brittle.store import Store
 from brittle.working import End, Say, Step, Worker
@@ -309,17 +310,18 @@ def forget(plan: Sequence[Cell], store: Store) -> None:
 _MADE_FROM = {"title", "function", "params", "parents", "data", "environment"}
 
 
-def recall(store: Store, key: str, made: dict[str, Cell] | None = None) -> Cell:
+def recall(store: Store, key: str, made: dict[str, Cell] | None = None, *, trust: bool = False) -> Cell:
     """The cell, with its parents, that a stored one was made from.
 
     Args:
         store: where it lies.
         key: of the cell.
         made: cells that were recalled before, by their key; those that this call finds are added.
+        trust: whether the cell may name code from outside brittle.
 
     Raises:
-        InputError: if it or a parent is not in the store, is no cell of a study, or was made by another version of its
-            function.
+        InputError: if it or a parent is not in the store, is no cell of a study, was made by another version of its
+            function, has a record that does not belong to its key, or names code from outside brittle without `trust`.
     """
     made = {} if made is None else made
     wanted = [] if key in made else [key]
@@ -331,21 +333,41 @@ def recall(store: Store, key: str, made: dict[str, Cell] | None = None) -> Cell:
         record = stored.record
         if _MADE_FROM - record.keys():
             raise InputError(f"cell {at[:8]} does not say what it was made from")
-        if lacking := [parent for parent in record["parents"].values() if parent not in made]:
+        try:
+            lacking = [parent for parent in record["parents"].values() if parent not in made]
             if len(wanted) > 4 * GENERATIONS:  # two cells a network, and what is made of the last
                 raise InputError(f"cell {key[:8]} is made from more than {GENERATIONS} networks in a row")
-            wanted += lacking[:1]
-            continue
-        wanted.pop()
-        cell = Cell(
-            record["title"],
-            record["function"],
-            record["params"],
-            {role: made[parent] for role, parent in record["parents"].items()},
-            digest=record["data"],
-            environment=record["environment"],
-        )
-        if record["function"] not in VERSIONS or cell.key != at:
-            raise InputError(f"cell {at[:8]} ({cell.title}) was made by another version of brittle; make it again")
-        made[at] = cell
+            if lacking:
+                wanted += lacking[:1]
+            else:
+                made[wanted.pop()] = _recalled(at, record, made, trust)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"cell {at[:8]} has a record that brittle did not write") from error
     return made[key]
+
+
+def _recalled(key: str, record: Mapping[str, Any], made: Mapping[str, Cell], trust: bool) -> Cell:
+    """The cell of one record. Its key is compared before any name in it is resolved."""
+    cell = Cell(
+        record["title"],
+        record["function"],
+        record["params"],
+        {role: made[parent] for role, parent in record["parents"].items()},
+        digest=record["data"],
+        environment=record["environment"],
+    )
+    if record["function"] not in VERSIONS or cell.key != key:
+        raise InputError(f"cell {key[:8]} ({cell.title}) was made by another version of brittle; make it again")
+    if cell.function in NETWORKS:
+        naming.network(cell.params["network"], trust)
+    if cell.function == "attack":
+        naming.attack(cell.params["function"], trust)
+    return cell
+
+
+def recall_network(store: Store, text: str, *, trust: bool = False) -> Cell:
+    """The `train` or `adopt` cell whose key begins with `text`; errors as of `recall`, and if it is no network."""
+    cell = recall(store, store.find(text), trust=trust)
+    if cell.function not in NETWORKS:
+        raise InputError(f"cell {cell.key[:8]} is no network: it is '{cell.title}'")
+    return cell

@@ -17,7 +17,7 @@ class StoreError(InputError):
     """The store cannot be written: no cell that is left to do could be kept."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what an error says; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,7 +93,6 @@ def run_audit(asked: Question, how: Request) -> int:
 
     store = how.open_store()
     asked_norms = asked.norms()
-    sys.path[:] = [*sys.path, *({os.getcwd()} - set(sys.path))]  # the command is no module of the user's folder
     with Bars(quiet=how.quiet or how.as_json, verbose=how.verbose) as bars:
         device = how.torch_device()
         data = _data(asked, how, bars)
@@ -157,8 +154,9 @@ def _cell(
     title = f"audit of {asked.model} on {data.name}, {WORDS[norm]}"
     parents = _parents(asked, store)
     if not parents:
-        params["model"] = opening.digest(model, asked.model)
-        params["reference"] = None if reference is None else opening.digest(reference, asked.reference or "")
+        shape = data.image_shape
+        params["model"] = opening.digest(model, asked.model, shape)
+        params["reference"] = None if reference is None else opening.digest(reference, asked.reference or "", shape)
     return Cell(title, "audit", params, parents, digest=data.digest, environment={"device": device.type})
 
 
@@ -280,7 +278,7 @@ def _about(asked: Question, found: Sequence[Stored], model: nn.Module, data: Dat
     rows = min(asked.rows, len(data.test))
     facts = [
         ("model", asked.model),
-        ("weights and code", f"sha256 {opening.digest(model, asked.model)[:16]}"),
+        ("weights and code", f"sha256 {opening.digest(model, asked.model, data.image_shape)[:16]}"),
         ("data", f"{data.name}: {data.source}; the first {rows} of {len(data.test)} test images"),
         ("digest of the data", data.digest),
         ("budget", f"{asked.budget}, seed {asked.seed}"),

@@ -1,20 +1,18 @@
 """Opens somebody's model: an import path, weights, an exported archive or a cell of the store -> an `nn.Module`.
 
-A file of weights never runs code here: safetensors has none, a pickle is read with `weights_only=True`, and an exported
-archive is looked through first. An import path is the user's own code, and runs as such.
+An import path is the user's own code, and runs. A file of weights never runs code: safetensors has none, and a pickle
+is read with `weights_only=True`. Archives, TorchScript, other pickles, and cells of a network from outside brittle are
+code, and need `trust`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
+import copy
 import io
-import json
 import math
 import re
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +21,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from brittle import cells, naming
+from brittle import cells, engine, naming
 from brittle.data import Data
-from brittle.errors import InputError, unknown
+from brittle.errors import InputError
+from brittle.fingerprint import digest
 from brittle.networks import build
 from brittle.store import Store
+
+__all__ = ["KEY", "WEIGHTS", "Normalised", "digest", "open_model"]
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 KEY = r"[0-9a-fA-F]{1,32}"  # the key of a cell, or its beginning
 WEIGHTS = (".safetensors", *PICKLES)
-KINDS = "package.module:callable, a .pt2 archive, the key of a trained cell, or a .safetensors file with --network"
+KINDS = (
+    "package.module:callable, file.py:callable, one of brittle's networks, a .pt2 archive, the key of a trained cell, "
+    "or a .safetensors file with --network"
+)
 CONVERT = "safetensors.torch.save_file(torch.load(FILE, weights_only=False).state_dict(), 'model.safetensors')"
 _NESTED = ("state_dict", "model_state_dict", "model")  # under which training loops keep the weights
-_NAMED = 4  # keys of weights that an error lists
 
 
 class Normalised(nn.Module):
@@ -71,126 +74,96 @@ def open_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     store: Store | None = None,
+    trust: bool = False,
 ) -> nn.Module:
     """The model that `text` names, in evaluation mode.
 
     Args:
-        text: `package.module:name`, a function without arguments that builds the network, or the network itself; a
-            `torch.export` archive (.pt2); the key of a `train` or `adopt` cell, of which the beginning will do; or a
-            file of weights, which goes with `network`.
-        data: what the model is for: it has the number of channels, and brittle's own networks are built for it.
+        text: `package.module:name`, `package.module.name` or `folder/file.py:name`, a function without arguments that
+            builds the network, or the network itself; the name of one of brittle's networks; a `torch.export` archive
+            (.pt2); the key of a `train` or `adopt` cell, of which the beginning will do; or a file of weights, which
+            goes with `network`. An import path runs code, so that `text` must come from the user.
+        data: what the model is for: brittle's own networks are built for its channels, classes and size.
         device: where the model goes.
         network: one of brittle's networks, or an import path, that a file of weights in `text` fits.
         weights: for an import path: a .safetensors file, or a state dict that `torch.save` wrote.
         mean: of each channel, or one number for all; taken from images in [0, 1] ahead of the model.
         std: what they are then divided by.
         store: where keys are looked up; the user's own when not given.
+        trust: whether the code in an archive, a pickle, or named by a cell may run.
 
     Raises:
-        InputError: if the model cannot be imported, is no `nn.Module`, its weights do not fit or cannot be read without
-            running code, or `mean` and `std` are not one number or one a channel.
+        InputError: if the model cannot be imported, built or copied, is no `nn.Module`, its weights do not fit, it
+            needs `trust`, or `mean` and `std` are not one number or one a channel.
     """
     path = Path(text)
-    if weights is not None and ":" not in text:
+    is_file, is_key = path.suffix in (".pt2", *WEIGHTS), re.fullmatch(KEY, text)
+    if weights is not None and (is_file or is_key):
         raise InputError(f"--weights goes with package.module:callable, got {text!r}")
     if network is not None and path.suffix not in WEIGHTS:
         raise InputError(f"--network goes with a file of weights, got {text!r}")
+    if is_file and not path.is_file():
+        raise InputError(f"model {path} cannot be read: there is no such file")
     if path.suffix == ".pt2":
-        model = _archive(path)
-    elif path.suffix in WEIGHTS:
-        model = _of_weights(path, network, data)
-    elif ":" in text:
-        model = _imported(text, data)
+        model = _archive(path, trust)
+    elif is_file:
+        model = _of_file(path, network, data, trust)
+    elif is_key:
+        store = store or Store()
+        cell = engine.recall_network(store, text, trust=trust)
+        stored = store.get(cell.key)
+        if stored is None:
+            raise InputError(f"cell {cell.key[:8]} has gone from the store {store.root}")
+        model = cells.load_model(cell, stored, device)
     else:
-        return _wrapped(_of_cell(text, store or Store(), device), mean, std, data).to(device)
-    if weights is not None:
-        _fill(model, _state(weights), weights)
-    return _wrapped(model.eval(), mean, std, data).eval().to(device)
-
-
-def digest(model: nn.Module, text: str) -> str:
-    """Hexadecimal sha256 of what a model computes, as far as can be seen: weights, layers, and the files of its code.
-
-    Args:
-        model: what `open_model` gave.
-        text: what it was opened by; of an import path, the file is hashed too.
-    """
-    hashed = hashlib.sha256(str(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    files = {file for module in model.modules() if (file := _own_file(type(module).__module__))}
-    if ":" in text and (file := _own_file(text.partition(":")[0])):
-        files.add(file)
-    for file in sorted(files):
-        hashed.update(Path(file).read_bytes())
-    hashed.update(getattr(model, "code", "").encode())  # of an exported graph
-    return hashed.hexdigest()
-
-
-def _own_file(module: str) -> str | None:
-    """The file of a module that is neither torch's nor brittle's."""
-    if module.partition(".")[0] in ("torch", "brittle"):
-        return None
-    return getattr(sys.modules.get(module), "__file__", None)
+        model = _imported(text, data)
+        if weights is not None:
+            cells.fill(model, _state(weights, _read(weights, trust)), f"weights {weights} do not fit the model")
+    with naming.users_code(f"model {text!r} cannot be put into evaluation mode, moved to {device} and copied"):
+        model = _wrapped(model.eval(), mean, std, data).eval().to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of exported graphs
+            copy.deepcopy(model)  # as an audit does
+    return model
 
 
 # What a text may name -------------------------------------------------------------------------------------------------
 
 
 def _imported(text: str, data: Data) -> nn.Module:
-    """`package.module:name`: the network itself, or what the function of that name builds."""
-    module_name, _, name = text.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # it is the user's file that is run here
-        raise InputError(f"model {text!r} cannot be imported: {_line(error)}") from error
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            known = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
-            raise unknown(f"model in {module_name}", name, known)
-        found = getattr(found, part)
+    """The network itself that an import path names, or what the function of that name builds."""
+    if text.endswith(".py"):
+        raise InputError(f"model {text!r} is a file of code: say what in it builds the network, {text}:NAME")
+    if text not in naming.network_names() and not re.search(r"[\w.]+[.:]\w", text):
+        raise InputError(f"model {text!r} is not known: expected {KINDS}")
+    own = text in naming.network_names() or text.startswith("brittle.networks")
+    found: Any = naming.network(text) if own else naming.imported("model", text)
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
         raise InputError(f"model {text!r} must be an nn.Module or a function that builds one, got {_kind(found)}")
-    options = fitted_options(found, data) if module_name.partition(".")[0] == "brittle" else {}
-    try:
-        made = found(**options)
-    except Exception as error:
-        raise InputError(f"model {text!r} cannot be built without arguments: {_line(error)}") from error
+    make: Callable[..., Any] = found
+    with naming.users_code(f"model {text!r} cannot be built without arguments"):
+        made = build(make, seed=0, **(cells.fitted_options(make, {}, data) if own else {}))
     if not isinstance(made, nn.Module):
         raise InputError(f"model {text!r} must build an nn.Module, got {_kind(made)}")
     return made
 
 
-def fitted_options(make: Callable[..., Any], data: Data) -> dict[str, int]:
-    """The channels, classes and size of the data, as far as a network takes them."""
-    channels, height, _ = data.image_shape
-    known = {"channels": channels, "classes": len(data.classes), "size": height}
-    return {name: value for name, value in known.items() if naming.takes(make, name)}
-
-
-def _of_weights(path: Path, network: str | None, data: Data) -> nn.Module:
+def _of_file(path: Path, network: str | None, data: Data, trust: bool) -> nn.Module:
+    """What a pickle holds whole, or a network with the weights of a file."""
+    found = _read(path, trust)
+    if isinstance(found, nn.Module):
+        return found
     if network is None:
         raise InputError(f"{path} holds weights only: say with --network which network they are of")
-    make = naming.network(network)
-    model = build(make, seed=0, **fitted_options(make, data))
-    _fill(model, _state(path), path)
+    make = naming.network(network, trust=True)
+    with naming.users_code(f"network {network!r} cannot be built"):
+        model = build(make, seed=0, **cells.fitted_options(make, {}, data))
+    if not isinstance(model, nn.Module):
+        raise InputError(f"network {network!r} must build an nn.Module, got {_kind(model)}")
+    cells.fill(model, _state(path, found), f"weights {path} do not fit the model")
     return model
-
-
-def _of_cell(text: str, store: Store, device: torch.device) -> nn.Module:
-    if not re.fullmatch(KEY, text):
-        raise InputError(f"model {text!r} is not known: expected {KINDS}")
-    key = store.find(text)
-    stored = store.get(key)
-    if stored is None:
-        raise InputError(f"cell {key[:8]} is damaged: {store.damage(key)}")
-    if stored.record["function"] not in ("train", "adopt"):
-        raise InputError(f"cell {key[:8]} is no network: it is '{stored.record['title']}'")
-    return cells.load_model(stored, device)
 
 
 def _wrapped(model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, data: Data) -> nn.Module:
@@ -206,14 +179,14 @@ def _wrapped(model: nn.Module, mean: Sequence[float] | None, std: Sequence[float
             raise InputError(f"--{name} must be finite, got {', '.join(map(str, given))}")
     if not all(value > 0 for value in values["std"]):
         raise InputError(f"--std must be positive, got {', '.join(map(str, values['std']))}")
-    return Normalised(model, values["mean"], values["std"]).eval()
+    return Normalised(model, values["mean"], values["std"])
 
 
-# Weights --------------------------------------------------------------------------------------------------------------
+# Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights, on the CPU."""
+def _read(path: Path, trust: bool) -> Any:
+    """What a file of weights holds, on the CPU: tensors by name, unless it is a pickle of something else."""
     if path.suffix not in WEIGHTS:
         raise InputError(f"weights {path} must be a .safetensors file or a state dict ({', '.join(PICKLES)})")
     if not path.is_file():
@@ -222,141 +195,49 @@ def _state(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"weights {path} cannot be read: {_line(error)}") from error
-    found = _unpickled(path.read_bytes(), f"weights {path}")
-    for name in _NESTED:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise InputError(f"weights {path} must hold a state dict, tensors by name, got {_kind(found)}")
-    return dict(found)
-
-
-def _unpickled(content: bytes, what: str) -> Any:
-    """What a pickle holds, if that is tensors, numbers, text, and lists and dicts of them: no other name is called."""
+            raise InputError(f"weights {path} cannot be read: {naming.reason(error)}") from error
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's refusal is an UnpicklingError, a damaged file anything
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if "weights_only" not in str(error) and "Weights only" not in str(error):
-            raise InputError(f"{what} cannot be read: {_line(error)}") from error
-        calls = f" ({named[1]})" if named else ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a file is TorchScript, or of another protocol
+            return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=not trust)
+    except (Exception, SystemExit) as error:  # torch's refusal is an UnpicklingError, a damaged file anything
+        said = str(error)
+        if trust or ("weights_only" not in said and "Weights only" not in said):
+            raise InputError(f"weights {path} cannot be read: {naming.reason(error)}") from error
+        named = re.search(r"GLOBAL ([\w.]+)", said)
+        what = "TorchScript" if "TorchScript" in said else f"a pickled {named[1]}" if named else "no plain state dict"
         raise InputError(
-            f"{what} is a pickle that wants to run code{calls}: refused, and nothing was run; where you trust it, "
-            f"convert it with {CONVERT}"
+            f"{path} holds {what}, which can run code: refused, and nothing was run; where you trust it, give --trust, "
+            f"or convert it with {CONVERT}"
         ) from error
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Loads weights into a model that has exactly these."""
-    if state and all(name.startswith("module.") for name in state):  # written by DataParallel
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    wanted = model.state_dict()
-    missing = [name for name in wanted if name not in state]
-    unexpected = [name for name in state if name not in wanted]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    said = [f"{what}: {_listed(names)}" for what, names in faults if names]
-    if said:
-        raise InputError(f"weights {path} do not fit the model; {'; '.join(said)}")
-    model.load_state_dict(state)
+def _state(path: Path, found: Any) -> dict[str, Tensor]:
+    """The tensors by name that a file of weights holds, alone or under a name that training loops use."""
+    for name in _NESTED:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if isinstance(found, nn.Module):
+        raise InputError(f"weights {path} hold a whole model: give the file as MODEL")
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"weights {path} must hold a state dict, tensors by name, got {_kind(found)}")
+    if wrong := [name for name in found if not isinstance(name, str)]:
+        raise InputError(f"weights {path} must hold tensors by name, got the name {wrong[0]!r}, {_kind(wrong[0])}")
+    return dict(found)
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-# Exported archives ----------------------------------------------------------------------------------------------------
-
-# torch.export.load (2.13) unpickles with weights_only=False where the safe way fails, evaluates shape expressions as
-# Python, and looks operators up by any path below `torch`. So an archive is read first, by torch's own reader, and
-# loaded only if all of its text is plain names, its operators are ATen's, and its tensors are raw bytes.
-_RECORDS = re.compile(
-    r"data/(weights|constants)/((weight|tensor)_\d+|model_(weights|constants)_config\.json)"
-    r"|models/model\.json|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/.*|extra/.*"
-)
-_OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.\w+")
-_PLAIN = re.compile(r"[\w.:]*")
-_SHAPE = re.compile(r"(Symbol\('\w+'(, \w+=(True|False))*\)|\d|[-+ ]|\*(?!\*)|(Mul|Add|Mod|FloorDiv)\(|,|\))*")
-_TREE = re.compile(r'[\[\]{}:, \d]|"(type|context|children_spec|builtins\.(tuple|list|dict)|null|\[\])"|null')
-_UNREAD = {"metadata", "guards_code"}  # for people; and checks that are not asked for below
-
-
-def _archive(path: Path) -> nn.Module:
-    """The network of a `torch.export` archive that holds nothing but ATen's operators and plain tensors."""
-    try:
-        content = path.read_bytes()
-        reader = torch._C.PyTorchFileReader(io.BytesIO(content))  # type: ignore[call-arg]
-        records = {name: reader.get_record(name) for name in reader.get_all_records()}
-    except OSError as error:
-        raise InputError(f"model {path} cannot be read: {error.strerror}") from error
-    except RuntimeError as error:
-        raise InputError(f"model {path} is no torch.export archive: {_line(error)}") from error
-    for fault in _faults(records):
-        raise InputError(
-            f"model {path} holds {fault}, which could run code: refused; name the model as package.module:callable"
-        )
-    _unpickled(records["data/sample_inputs/model.pt"], f"model {path}: its sample inputs")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.load(io.BytesIO(content))
-            unchecked = {"check_guards": False} if naming.takes(program.module, "check_guards") else {}
-            model = program.module(**unchecked)
-    except Exception as error:
-        raise InputError(f"model {path} cannot be loaded: {_line(error)}") from error
+def _archive(path: Path, trust: bool) -> nn.Module:
+    """The network of a `torch.export` archive: torch evaluates its shapes as Python and unpickles parts of it."""
+    if not trust:
+        raise InputError(f"model {path} is a torch.export archive, which can run code: refused; --trust allows it")
+    with naming.users_code(f"model {path} cannot be loaded"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(path)
+        unchecked = {"check_guards": False} if naming.takes(program.module, "check_guards") else {}
+        model = program.module(**unchecked)
     for name in ("train", "eval"):  # an exported graph refuses both: it has one mode, that it was exported in
         model.__dict__.pop(name, None)
     return model
-
-
-def _faults(records: Mapping[str, bytes]) -> Iterator[str]:
-    """What an archive holds that is no plain name, number or tensor; in words."""
-    lacking = {"models/model.json", "data/sample_inputs/model.pt"} - records.keys()
-    yield from (f"no {name}" for name in sorted(lacking))
-    for name, content in records.items():
-        if not _RECORDS.fullmatch(name):
-            yield f"the record {name!r}"
-        elif name.endswith("config.json"):
-            for one in json.loads(content)["config"].values():
-                if one["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", one["path_name"]):
-                    yield f"the pickle {one['path_name']!r}"
-    if "models/model.json" in records:
-        yield from _unsafe(json.loads(records["models/model.json"]), "")
-
-
-def _unsafe(value: Any, name: str) -> Iterator[str]:
-    """Texts in a graph that torch could take for more than a name; `name` is the key that the value stands under."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not _PLAIN.fullmatch(key):
-                yield f"the name {key[:40]!r}"
-            if key not in _UNREAD:
-                yield from _unsafe(inner, key)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _unsafe(inner, name)
-    elif isinstance(value, str):
-        allowed = {"target": _OPERATOR, "expr_str": _SHAPE}.get(name, _PLAIN)
-        tree = name in ("in_spec", "out_spec") and not _TREE.sub("", value)
-        version = name == "torch_version"
-        if not (allowed.fullmatch(value) or tree or version):
-            yield f"{name} {value[:60]!r}"
-
-
-# Words ----------------------------------------------------------------------------------------------------------------
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an error says, after its kind where that says more."""
-    said = str(error).strip().splitlines()
-    kind = type(error).__name__
-    return f"{kind}: {said[0]}" if said else kind
 
 
 def _kind(value: object) -> str:

@@ -200,7 +200,7 @@ def _follow_count(study: Study, name: str, data: Data) -> int:
     count = 3
     for attack in study.attacks.values():
         if name in (attack.models or [name]):
-            axes = axes_of(naming.attack(attack.function), attack.model_extra or {})
+            axes = axes_of(naming.attack(attack.function, trust=True), attack.model_extra or {})
             count += math.prod(map(len, axes.values())) * sum(1 for _ in _shards(study, attack, data))
     others = (study.units, study.carriers, study.masks, study.audits)
     return count + sum(name in (one.models or [name]) for tables in others for one in tables.values())
@@ -242,8 +242,8 @@ def _variants(
 
 
 def _source(path: str, resolve: Any) -> dict[str, str]:
-    """A foreign function's file is part of the key of what it makes."""
-    digest = naming.source_digest(resolve(path))
+    """A foreign function's files are part of the key of what it makes; the path was checked with the study."""
+    digest = naming.source_digest(resolve(path, trust=True))
     return {"code": digest} if digest else {}
 
 
@@ -279,7 +279,7 @@ def _attacks(
         if attack.over_temperature and variant.temperature == 1:
             continue
         given = attack.model_extra or {}
-        for options, axes in _grid(given, axes_of(naming.attack(attack.function), given)):
+        for options, axes in _grid(given, axes_of(naming.attack(attack.function, trust=True), given)):
             told = {
                 "function": attack.function,
                 "options": options,

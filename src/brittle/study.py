@@ -251,7 +251,7 @@ def built_in() -> dict[str, str]:
     return {f.name.removesuffix(".toml"): f.read_text() for f in folder.iterdir() if f.name.endswith(".toml")}
 
 
-def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = None) -> Study:
+def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = None, *, trust: bool = False) -> Study:
     """A study by the name of a built-in one or by the path of a file.
 
     Args:
@@ -259,6 +259,7 @@ def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = Non
         settings: `a.b=c`, put over it.
         size: which of the file's `[sizes.NAME]` tables is put over it first, and after its name. When not given, the
             study is the file without them.
+        trust: whether networks and attacks from outside brittle may be imported, which runs their code.
 
     Raises:
         InputError: if there is no such study or size, or its text is not TOML or not a study: every wrong key with its
@@ -281,7 +282,7 @@ def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = Non
     for setting in settings:
         put(tables, setting)
     try:
-        return check(tables, where)
+        return check(tables, where, trust=trust)
     except InputError as error:
         if size is None and sizes:
             raise InputError(f"{error}; its sizes, for --size, are {', '.join(sorted(sizes))}") from error
@@ -319,8 +320,8 @@ def _are_tables(*values: Any) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def check(tables: Mapping[str, Any], where: str) -> Study:
-    """The study that `tables` describe.
+def check(tables: Mapping[str, Any], where: str, *, trust: bool = False) -> Study:
+    """The study that `tables` describe; `trust` as in `read`: true also where the user typed all import paths.
 
     Raises:
         InputError: naming every key that is unknown or ill-typed, each with its path.
@@ -331,7 +332,7 @@ def check(tables: Mapping[str, Any], where: str) -> Study:
     except ValidationError as error:
         raise InputError(f"{where}: " + "; ".join(_sentences(error))) from error
     for label, attack in study.attacks.items():
-        _check_attack(f"{where}: attacks.{label}", attack)
+        _check_attack(f"{where}: attacks.{label}", attack, trust)
         _check_models(f"attack {label}", attack.models, study)
     for label, units in study.units.items():
         _check_models(f"units {label}", units.models, study)
@@ -344,13 +345,13 @@ def check(tables: Mapping[str, Any], where: str) -> Study:
     for label, model in study.models.items():
         if model.teacher is not None and model.teacher not in study.models:
             raise unknown(f"teacher of model {label},", model.teacher, study.models)
-        _check_training(f"{where}: models.{label}", chosen(study, model))
+        _check_training(f"{where}: models.{label}", chosen(study, model), trust)
     return study
 
 
-def _check_attack(path: str, attack: Attack) -> None:
+def _check_attack(path: str, attack: Attack, trust: bool) -> None:
     """Each value of each option is one that the attack takes, and none is missing."""
-    function, options = naming.attack(attack.function), dict(attack.model_extra or {})
+    function, options = naming.attack(attack.function, trust), dict(attack.model_extra or {})
     if attack.arithmetic is not None:
         options["arithmetic"] = attack.arithmetic
     axes = axes_of(function, options)
@@ -370,7 +371,7 @@ def _check_attack(path: str, attack: Attack) -> None:
         raise InputError(f"{path}: {error}") from error
 
 
-def _check_training(path: str, settings: Mapping[str, Any]) -> None:
+def _check_training(path: str, settings: Mapping[str, Any], trust: bool) -> None:
     """Options are those of each network, and settings fit each other."""
     options = settings["network_options"]
     for key, values in settings.items():
@@ -378,7 +379,7 @@ def _check_training(path: str, settings: Mapping[str, Any]) -> None:
             _check_values(values, f"{path}.{key}", finite=True)  # a report writes down each point of a grid
     _check_values(options, f"{path}.network_options", finite=True)
     for name in listed(settings["network"]):
-        function = naming.network(name)
+        function = naming.network(name, trust)
         naming.check_options("network", name, function, options)
         try:
             check_options(function, options, given=inspect.signature(function).parameters)

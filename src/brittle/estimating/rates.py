@@ -184,4 +184,4 @@ def takes_flips(cell: Cell) -> bool:
 @lru_cache(maxsize=1000)  # thousands of cells have the same few attacks
 def options_of(attack: str) -> Mapping[str, Any]:
     """What an attack may be asked for, each option with its default, `inspect.Parameter.empty` where it has none."""
-    return {one.name: one.default for one in inspect.signature(naming.attack(attack)).parameters.values()}
+    return {one.name: one.default for one in inspect.signature(naming.attack(attack, trust=True)).parameters.values()}
