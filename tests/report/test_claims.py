@@ -235,7 +235,7 @@ def test_every_verdict_is_whole_in_a_narrow_terminal(width: int):
     assert isinstance(text.file, io.StringIO)
     lines = text.file.getvalue().splitlines()
     verdicts = [one.verdict for one in claims.of("song-2017")(of)]
-    begun = [line[:12].strip() for line in lines]
+    begun = [line[:14].strip() for line in lines]
     words = {"holds", "contradicted", "undecided", "not judged"}
     found = [one for one, after in zip(begun, [*begun[1:], ""], strict=True) if one in words and after != "in float32"]
     assert found == verdicts
