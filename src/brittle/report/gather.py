@@ -47,7 +47,7 @@ _Name = Annotated[str, AfterValidator(printable)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = ConfigDict(frozen=True)
 
 
 class _Cell(_Part):
@@ -96,12 +96,12 @@ class _Study(_Part):
     digest: str = ""
     rows: str
     models: list[_Network]
+    again: _Name | None = None
 
 
-def _read(store: Store, name: str) -> _Study:
-    record = {"name": name, "title": name} | store.read_study(name)
+def _checked(name: str, record: Mapping[str, Any]) -> _Study:
     try:
-        return _Study.model_validate(record)
+        return _Study.model_validate({"name": name, "title": name, **record})
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -111,17 +111,18 @@ def _read(store: Store, name: str) -> _Study:
 # Cells ---------------------------------------------------------------------------------------------------------------
 
 
-def gather(store: Store, name: str) -> Report:
+def gather(store: Store, name: str, record: Mapping[str, Any] | None = None) -> Report:
     """Collects what the store holds of a study. Missing and damaged cells are listed in the report; they do not raise.
 
     Args:
         store: where the study's cells lie. Nothing is written to it.
         name: of the study.
+        record: of the study; read from the store when not given.
 
     Raises:
         InputError: if the store has no such study, or its file is damaged.
     """
-    study = _read(store, name)
+    study = _checked(name, store.read_study(name) if record is None else record)
     reader = _Reader(store)
     chosen = reader.read("select rows", study.rows, _rows)
     scalars, images, labels = chosen or ({}, None, None)
@@ -144,6 +145,7 @@ def gather(store: Store, name: str) -> Report:
         cells=len(reader.used),
         lost=tuple(reader.lost.values()),
         provenance=_provenance(reader.used, study.digest),
+        again=study.again,
     )
 
 

@@ -364,7 +364,7 @@ def _described(report: Report) -> list[dict[str, Any]]:
             "label": label,
             "function": attack.function,
             "rows": max(len(a.rows.unique()) for m in report.models for a in m.attacks if a.label == label),
-            "norm": sizes.aim(attack),
+            "norm": NORMS[attack.norm],
             "options": ", ".join(
                 [f"{name} = {value}" for name, value in attack.options.items()]
                 + ["on the logits over T"] * attack.over_temperature

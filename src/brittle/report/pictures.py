@@ -133,7 +133,7 @@ def _attacked(report: Report, attack: Attack, arithmetic: str, row: int, spoken:
         return Tile(picture(result.images[0]), ("not fooled",), faded=True, spoken=f"{spoken}: still {before}")
     after = report.class_name(int(result.prediction))
     if result.pixels is None:
-        size = "" if attack.norm is None else sized(result, attack.norm)
+        size = sized(result, attack.norm)
         raised, lowered = (), ()
     else:
         pixels = result.pixels[0][result.pixels[0] >= 0].tolist()
