@@ -209,11 +209,6 @@ def seeds(count: int) -> str:
     return f"{count} seed{'s' if count != 1 else ''}"
 
 
-def p_value(p: float) -> str:
-    """'0.03', 'below 0.001'."""
-    return "–" if math.isnan(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def names() -> list[str]:
     """The papers whose claims are known."""
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
