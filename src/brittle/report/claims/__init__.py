@@ -22,11 +22,11 @@ import math
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from brittle.errors import unknown
 from brittle.measures import Mean, Share
-from brittle.report.contents import BOTH, Model, Report
+from brittle.report.contents import Model, Report
 
 Verdict = Literal["holds", "contradicted", "undecided", "not judged"]
 LEAST_EPOCHS = 0.5  # of the paper's: networks that were trained for less do not judge it
@@ -155,7 +155,8 @@ def claim(
         lacking: why the run is too far from the paper's; see `far_from`.
     """
     parts = [(rule, float32, exact), *also]
-    in_float32, in_exact = (_together([part[0](part[place]) for part in parts]) for place in (1, 2))
+    in_float32 = _together([rule(number) for rule, number, _ in parts])
+    in_exact = _together([rule(number) for rule, _, number in parts])
     verdict = in_float32 if exact is None and float32 is not None else in_exact
     if verdict == "not judged":
         alone = exact is not None and not math.isnan(exact.value)
@@ -179,9 +180,16 @@ def _together(verdicts: Sequence[Verdict]) -> Verdict:
     return min(verdicts, key=order.index)
 
 
-def both(number: Callable[[str], Number | None]) -> dict[str, Number | None]:
+class Both(TypedDict):
     """The same number in float32 and computed exactly."""
-    return {arithmetic: number(arithmetic) for arithmetic in BOTH}
+
+    float32: Number | None
+    exact: Number | None
+
+
+def both(number: Callable[[str], Number | None]) -> Both:
+    """What `number` gives in each arithmetic."""
+    return {"float32": number("float32"), "exact": number("exact")}
 
 
 def far_from(models: Sequence[Model], epochs: float, images: int | None = None) -> str:

@@ -34,21 +34,14 @@ def claims(report: Report) -> list[Claim]:
     masks = [one for _, one in eta_curves.tables(report)]
     lacking = far_from(report.models, EPOCHS.get(report.data, 0))
     made = [*_errors(report), *_order(units), *_spread(units), *_critical(units), *_masks(masks), *_others_masks(masks)]
+    of = seeds(len({model.seed for model in report.models}))
     return [
-        claim(
-            says,
-            where,
-            published,
-            rule,
-            f"{compared}, {seeds(len(values))}",
-            exact=_over(values, *unit),
-            lacking=lacking,
-        )
-        for says, where, published, rule, compared, values, *unit in made
+        claim(says, where, published, rule, f"{compared}, {of}", exact=number, lacking=lacking)
+        for says, where, published, rule, compared, number in made
     ]
 
 
-Made = tuple  # of what a claim says, where, the published number, rule, what is compared, values, unit, scale, digits
+Made = tuple[str, str, str, Rule, str, Number]  # what a claim says, where, the published number, and ours
 
 
 def _over(values: Values, unit: str, scale: float = 1.0, digits: int = 1) -> Number:
@@ -82,22 +75,16 @@ def _less(ones: Values, others: Values) -> list[float]:
 def _errors(report: Report) -> list[Made]:
     published = Number.percent(FACES)
     theirs = between(round(published.low, 1), round(published.high, 1), f"%, theirs for {FACES.total} faces")
-    said = [
-        ("faces", "The network misclassifies 4.88 % of the test faces.", "section IV-B", "4.88 %", theirs),
-        (
-            "pseudo_alexnet",
-            "The pseudo-AlexNet misclassifies 34.19 % of CIFAR-10.",
-            "section VII-A",
-            "34.19 %",
-            _near(34.19),
-        ),
-        ("mlp", "The MLP misclassifies 54.22 % of CIFAR-10.", "section X-B", "54.22 %", _near(54.22)),
+    faces, alexnet, mlp = (_over(_error(report, name), "%", 100) for name in ("faces", "pseudo_alexnet", "mlp"))
+    alexnets, mlps = (
+        "The pseudo-AlexNet misclassifies 34.19 % of CIFAR-10.",
+        "The MLP misclassifies 54.22 % of CIFAR-10.",
+    )
+    return [
+        ("The network misclassifies 4.88 % of the test faces.", "section IV-B", "4.88 %", theirs, "Test error", faces),
+        (alexnets, "section VII-A", "34.19 %", near(34.19, 1, "%"), "Test error", alexnet),
+        (mlps, "section X-B", "54.22 %", near(54.22, 1, "%"), "Test error", mlp),
     ]
-    return [(*claimed, "Test error", _error(report, name), "%", 100) for name, *claimed in said]
-
-
-def _near(percent: float) -> Rule:
-    return near(percent, 1, "%")
 
 
 def _error(report: Report, name: str) -> list[float]:
@@ -119,10 +106,7 @@ def _order(units: Sequence[Units]) -> list[Made]:
         "pictures only",
         above(0),
         f"Kendall's τ between the rankings of two images of a class ({within}), less that of two classes ({across})",
-        [one - other for one, other in taus],
-        "",
-        1,
-        2,
+        _over([one - other for one, other in taus], "", 1, 2),
     )
     against = {  # the orders that the strongest units are compared with, and what is said of each
         "weakest": (
@@ -136,7 +120,7 @@ def _order(units: Sequence[Units]) -> list[Made]:
     return [profiles, *((*said, above(0), *_against(units, kind)) for kind, said in against.items())]
 
 
-def _against(units: Sequence[Units], kind: str) -> tuple[str, list[float], str, int]:
+def _against(units: Sequence[Units], kind: str) -> tuple[str, Number]:
     done = [one for one in units if kind in one.kinds]
 
     def gaps(scope: str) -> list[float]:
@@ -144,7 +128,7 @@ def _against(units: Sequence[Units], kind: str) -> tuple[str, list[float], str, 
 
     held_out = _over(gaps("overall, held out"), "points", 100)
     compared = f"Mean error over all images while the first {MANY} units go, strongest less {kind}"
-    return f"{compared} (on held-out images {held_out})", gaps("overall"), "points", 100
+    return f"{compared} (on held-out images {held_out})", _over(gaps("overall"), "points", 100)
 
 
 def _spread(units: Sequence[Units]) -> list[Made]:
@@ -158,9 +142,7 @@ def _spread(units: Sequence[Units]) -> list[Made]:
             "figure only",
             above(0),
             f"Error on images of the other classes, {MANY} units gone, less the error with none",
-            _less(rest, start),
-            "points",
-            100,
+            _over(_less(rest, start), "points", 100),
         ),
         (
             "The error within the class rises faster than over all classes.",
@@ -168,9 +150,7 @@ def _spread(units: Sequence[Units]) -> list[Made]:
             "figure only",
             above(0),
             f"Mean error within the class, less that over all, while the {MANY} strongest go",
-            _less(within, overall),
-            "points",
-            100,
+            _over(_less(within, overall), "points", 100),
         ),
         (
             f"Without the {MANY} strongest units of any class the network fails almost completely.",
@@ -178,9 +158,7 @@ def _spread(units: Sequence[Units]) -> list[Made]:
             "near 100 %",
             above(OUT_OF_ORDER, "%"),
             "Error over all images",
-            ends,
-            "%",
-            100,
+            _over(ends, "%", 100),
         ),
         (
             f"Without the {MANY} weakest units the error is below 25 %.",
@@ -188,9 +166,7 @@ def _spread(units: Sequence[Units]) -> list[Made]:
             "< 25 %",
             below(25, "%"),
             "Error over all images",
-            weak,
-            "%",
-            100,
+            _over(weak, "%", 100),
         ),
     ]
 
@@ -218,9 +194,7 @@ def _critical(units: Sequence[Units]) -> list[Made]:
             "figure only",
             below(25, "%"),
             "Error over all images",
-            few,
-            "%",
-            100,
+            _over(few, "%", 100),
         ),
         (
             "A class is lost once a critical number of its strongest units has gone.",
@@ -228,8 +202,7 @@ def _critical(units: Sequence[Units]) -> list[Made]:
             "4 to 8 units",
             between(4, 8, "units"),
             "Units gone until half of the class's images are wrong, mean over the classes",
-            needed,
-            "units",
+            _over(needed, "units"),
         ),
         (
             "That number depends on the gradient of the units that go.",
@@ -237,8 +210,7 @@ def _critical(units: Sequence[Units]) -> list[Made]:
             "figure only",
             above(0),
             "Units gone until half are wrong, weakest first less strongest first",
-            _less(slower, needed),
-            "units",
+            _over(_less(slower, needed), "units"),
         ),
         (
             "Three strong units are worth the weaker half of all.",
@@ -246,9 +218,7 @@ def _critical(units: Sequence[Units]) -> list[Made]:
             "the same",
             near(0, 15, "points"),
             f"Error over all images, {SOME} strongest gone, less that with the {half} weakest gone",
-            _less(strong, weak),
-            "points",
-            100,
+            _over(_less(strong, weak), "points", 100),
         ),
     ]
 
@@ -269,9 +239,7 @@ def _masks(masks: Sequence[Masks]) -> list[Made]:
             "88 % error",
             above(50, "%"),
             "Held-out images of other classes, kept in [0, 1], not taken for the target, mean over all targets",
-            shared,
-            "%",
-            100,
+            _over(shared, "%", 100),
         ),
         (
             "The best η lies between 5 000 and 10 000.",
@@ -279,10 +247,7 @@ def _masks(masks: Sequence[Masks]) -> list[Made]:
             "5 000 to 10 000",
             between(5000, 10_000),
             "Best η, unclipped, training images, of pixels in 0..255, mean over the targets",
-            best,
-            "",
-            1,
-            0,
+            _over(best, "", 1, 0),
         ),
         (
             "With the best η any image becomes any class, with very little error.",
@@ -290,9 +255,7 @@ def _masks(masks: Sequence[Masks]) -> list[Made]:
             "figure only",
             above(90, "%"),
             f"Training images taken for the target, unclipped, mean over the targets, mean size {', '.join(norms)}",
-            reached,
-            "%",
-            100,
+            _over(reached, "%", 100),
         ),
     ]
 
@@ -323,5 +286,5 @@ def _others_masks(masks: Sequence[Masks]) -> list[Made]:
         gaps = [float((_at_best(one, way) - _at_best(one, "trained")).nanmean()) for one in masks]
         share = _over([float(_at_best(one, way).nanmean()) for one in masks], "%", 100)
         compared = f"Success at the best η ({share}), less that of the model's own masks on training images"
-        found.append((*said, compared, gaps, "points", 100))
+        found.append((*said, compared, _over(gaps, "points", 100)))
     return found

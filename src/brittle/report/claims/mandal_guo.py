@@ -30,12 +30,14 @@ Rows = Callable[[Model], Tensor | None]  # (N,) of a model, NaN where an image d
 def claims(report: Report) -> list[Claim]:
     """Each claim that the paper makes, in its order, and what it takes for granted; see `claims.of`."""
     chains = _Chains(report)
-    made = functools.partial(claim, lacking=chains.lacking())
+    made, attacked = (
+        functools.partial(claim, lacking=far_from(chains.all(), EPOCHS, n)) for n in (None, chains.images())
+    )
     return [
         *_accuracy(chains, made),
-        *_sensitivity(chains, made),
-        *(one for p in NORMS for one in _robustness(chains, p, made)),
-        _order_of_norms(chains, made),
+        *_sensitivity(chains, attacked),
+        *(one for p in NORMS for one in _robustness(chains, p, attacked)),
+        _order_of_norms(chains, attacked),
         _confidence(chains, made),
     ]
 
@@ -56,10 +58,9 @@ class _Chains:
                 self.models.setdefault((model.temperature, model.generation, model.seed), model)
             else:
                 self.control.setdefault(model.seed, model)
-        self.temperatures, self.generations, self.seeds = (sorted(set(axis)) for axis in self._axes())
-
-    def _axes(self) -> Iterator[tuple]:
-        yield from zip(*self.models, strict=True) if self.models else ((), (), ())
+        self.temperatures = sorted({temperature for temperature, _, _ in self.models})
+        self.generations = sorted({generation for _, generation, _ in self.models})
+        self.seeds = sorted({seed for _, _, seed in self.models})
 
     def hotter(self) -> list[tuple[Model, Model]]:
         """The networks of the highest temperature, each beside that of the lowest in its generation and seed."""
@@ -83,13 +84,14 @@ class _Chains:
             (m, self.control[s]) for (_, g, s), m in self.models.items() if g == last and last and s in self.control
         ]
 
-    def lacking(self) -> str:
-        """Why the networks, or the images under attack, cannot stand for the paper's; empty if they can."""
-        models = [*self.models.values(), *self.control.values()]
-        images = [
-            len(attack.rows) for model in models for attack in model.attacks if attack.found and not attack.targeted
-        ]
-        return far_from(models, EPOCHS, max(images, default=None))
+    def all(self) -> list[Model]:
+        """Every network of the chains, and the controls."""
+        return [*self.models.values(), *self.control.values()]
+
+    def images(self) -> int | None:
+        """How many are under attack; None if none are."""
+        attacks = (attack for model in self.all() for attack in model.attacks if attack.found and not attack.targeted)
+        return max((len(attack.rows) for attack in attacks), default=None)
 
 
 def over(pairs: Sequence[tuple[Model, Model]]) -> str:

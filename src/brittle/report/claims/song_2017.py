@@ -14,7 +14,7 @@ from torch import Tensor
 
 from brittle import measures
 from brittle.measures import Share
-from brittle.report.claims import Claim, Number, above, below, between, both, claim, far_from, near
+from brittle.report.claims import Both, Claim, Number, above, below, between, both, claim, far_from, near
 from brittle.report.contents import Found, Measured, Model, Report
 
 T = 20.0  # the paper's only temperature
@@ -93,7 +93,7 @@ class _Song:
                 return attack.rows, attack.found[arithmetic]
         return None
 
-    def success(self, role: str, algorithm: int) -> dict[str, Number | None]:
+    def success(self, role: str, algorithm: int) -> Both:
         """How many images an algorithm fools, in both arithmetics."""
 
         def number(arithmetic: str) -> Number | None:
