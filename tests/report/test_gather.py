@@ -33,6 +33,8 @@ def test_every_number_is_what_was_put_in(build: Build):
     assert first.found["float32"].success == Share(0, 11)  # row 0 was wrong before: it does not count
     assert first.found["float32"].success.interval[1] == pytest.approx(3.8415 / 14.8415, abs=1e-4)
     assert first.found["exact"].success == Share(11, 11)
+    assert first.found["float32"].robust == Share(11, 12)  # row 0 counts here: it is not classified correctly
+    assert first.found["exact"].robust == Share(0, 12)
     assert second.found["float32"].success == Share(1, 11)
     assert second.found["exact"].success == Share(10, 11)
 
@@ -269,3 +271,12 @@ def test_no_name_can_steer_the_terminal_or_turn_text_round(build: Build, capsys:
     assert not set(text) & set("\x1b\x07\x9b\u202e")
     assert "red \\x1b[31m and \\u202edesrever" in text
     assert report.models[0].label == "\\x1b]8;;http://x\\x07link"
+
+
+def test_a_network_that_is_alone_is_called_by_its_function_and_its_data(build: Build):
+    store = build()
+    record = store.read_study("tiny")
+    store.write_study("tiny", record | {"models": record["models"][:1]})
+    (model,) = gather(store, "tiny").models
+    assert (model.name, model.label, model.title) == ("plain", "network on made <i>up</i>", "network on made <i>up</i>")
+    assert verdict_sentences(gather(store, "tiny"))[0].startswith("Network on made <i>up</i>: no measurable difference")

@@ -128,7 +128,7 @@ def test_a_network_that_is_weaker_when_its_logits_are_divided_by_t_only_looks_ro
 
 def test_networks_of_which_nothing_is_known_are_told_together():
     said = verdict_sentences(report(network("one", 1), network("two", 20), paper=None))
-    assert said == ["One T=1 and two T=20: not attacked."]
+    assert said == ["One T=1 and two T=20: test accuracy 99.0 % (98.2 to 99.5)."]
 
 
 # Attacks that do not minimise ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -128,6 +129,7 @@ def gather(store: Store, name: str, record: Mapping[str, Any] | None = None) -> 
     scalars, images, labels = chosen or ({}, None, None)
     several = len({model.seed for model in study.models}) > 1
     teachers = {model.name: model.teacher for model in study.models}
+    data = printable(scalars.get("data", study.study.data))
     models = tuple(
         _model(reader, model, several, _generation(model.name, teachers), images, labels) for model in study.models
     )
@@ -136,17 +138,27 @@ def gather(store: Store, name: str, record: Mapping[str, Any] | None = None) -> 
         title=study.title,
         about=study.about,
         paper=study.study.claims,
-        data=printable(scalars.get("data", study.study.data)),
+        data=data,
         source=printable(scalars.get("source", "")),
         classes=tuple(map(printable, scalars.get("classes", ()))),
         images=images,
         labels=labels,
-        models=models,
+        models=_called(models, data),
         cells=len(reader.used),
         lost=tuple(reader.lost.values()),
         provenance=_provenance(reader.used, study.digest),
         again=study.again,
     )
+
+
+def _called(models: tuple[Model, ...], data: str) -> tuple[Model, ...]:
+    """A network that is alone in its study is called by what it is: its function and its data."""
+    (first, *others) = models or (None,)
+    if first is None or first.trained is None or any(other.label != first.label for other in others):
+        return models
+    path = printable(first.trained.params.get("network", first.label))
+    label = f"{path.rpartition('.')[2]} on {data}"
+    return tuple(replace(one, label=label, title=one.title.replace(first.label, label, 1)) for one in models)
 
 
 def _generation(name: str, teachers: Mapping[str, str | None]) -> int:

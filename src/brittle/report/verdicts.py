@@ -128,7 +128,8 @@ def _without_pairs(models: Sequence[Model]) -> str:
             f"removing the {_about(strongest)} strongest of {total} units halves a class's accuracy; it takes "
             f"{_about(weakest)} if the weakest are removed first"
         )
-    return "not attacked"
+    accuracy = pooled([model.measured.accuracy for model in models if model.measured])
+    return f"test accuracy {_percent(accuracy)}" if accuracy else "not done yet"
 
 
 def _about(counts: Sequence[float]) -> str:
