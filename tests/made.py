@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from brittle.measures import Flips, Mean, Share
-from brittle.report.contents import Attack, Found, Measured, Model, Provenance, Report, Saliency
+from brittle.report.contents import Attack, Bound, Found, Measured, Model, Provenance, Report, Saliency
 
 ROWS = 1000
 ALL = range(ROWS)
@@ -26,6 +26,7 @@ def found(arithmetic: str, fooled: Sequence[int], wrong: Sequence[int], flips: i
     return Found(
         arithmetic=arithmetic,
         success=Share(int((success & ~trivial).sum()), int((~trivial).sum())),
+        robust=Share(int((~success).sum()), len(success)),
         flips=Flips(flips, flips, (flips, flips), flips, len(fooled), ROWS - len(fooled) - len(wrong)),
         curve=None,
         sizes={0: pixels.ge(0).sum(1).double().masked_fill(~success, torch.inf)},
@@ -50,9 +51,8 @@ def model(
     seed: int = 0,
 ) -> Model:
     """A network of Song's: `attacks` gives for each algorithm the rows fooled in float32 and exactly."""
-    labels = torch.zeros(1000, dtype=torch.int64)
-    logits = torch.tensor([[1.0, 0.0]]).repeat(1000, 1)
-    logits[right:] = torch.tensor([0.0, 1.0])
+    labels = torch.arange(1000) % 2
+    logits = torch.nn.functional.one_hot(torch.where(torch.arange(1000) < right, labels, 1 - labels), 2).float()
     shape = (5, 1, 2, 2)
     measured = Measured(
         accuracy=Share(right, 1000),
@@ -87,7 +87,8 @@ def model(
                 label=f"song_{number}",
                 function=f"brittle.attacks.song_{number}",
                 options={},
-                norm=0.0,
+                minimises=0.0,
+                bound=None,
                 over_temperature=False,
                 rows=torch.arange(ROWS),
                 found={
@@ -126,14 +127,15 @@ def sized(
     label: str,
     sizes: Sequence[float] | Tensor,
     *,
-    norm: float = 2.0,
+    norm: float | None = 2.0,
+    bound: Bound | None = None,
     function: str = "brittle.attacks.carlini_l2",
     over_temperature: bool = False,
     rows: Tensor | None = None,
     targets: Tensor | None = None,
     adversarial: Tensor | None = None,
 ) -> Attack:
-    """An attack that looks for the smallest change and found these: 0 wrong before, inf withstood."""
+    """An attack that minimises the norm, or works within a bound, and found these: 0 wrong before, inf not fooled."""
     sizes = torch.as_tensor(sizes, dtype=torch.float64)
     success, trivial = sizes.isfinite(), sizes == 0
     count = torch.zeros(len(sizes), dtype=torch.int64)
@@ -143,9 +145,10 @@ def sized(
     one = Found(
         arithmetic="result",
         success=Share(int((success & ~trivial).sum()), int((~trivial).sum())),
+        robust=Share(int((~success).sum()), len(success)),
         flips=None,
         curve=None,
-        sizes=dict.fromkeys((0.0, 2.0, math.inf), sizes),
+        sizes=dict.fromkeys((0.0, 1.0, 2.0, math.inf), sizes),
         forwards=400.0,
         backwards=200.0,
         trivial=trivial,
@@ -157,7 +160,8 @@ def sized(
         label=label,
         function=function,
         options={"max_iterations": 200},
-        norm=norm,
+        minimises=None if bound else norm,
+        bound=bound,
         over_temperature=over_temperature,
         rows=torch.arange(len(sizes)) if rows is None else rows,
         found={"result": one},
@@ -197,7 +201,7 @@ def network(
             sensitivity=small or {},
             amplitudes={},
             logits=torch.zeros(2, 2),
-            labels=torch.zeros(2).long(),
+            labels=torch.arange(2),
             saliency=None,
         ),
         attacks=tuple(attacks),

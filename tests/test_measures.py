@@ -242,3 +242,29 @@ def test_a_tiny_perturbation_is_no_row_that_was_wrong_before():
     robust = measures.robustness(found, 2)
     assert (robust.trivial, robust.mean.rows) == (1, 1)
     assert robust.mean.value == pytest.approx(1e-25)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "learned"),
+    [
+        (10, 100, False),  # chance of ten classes
+        (15, 100, False),  # 9 to 23 %
+        (20, 100, True),  # 13 to 29 %: the commonest class is 11 %
+        (98, 100, True),
+        (2, 100, False),  # far below chance is not learning either
+        (1000, 10_000, False),
+        (1135, 10_000, False),  # MNIST's ones, if they are all that it answers
+    ],
+)
+def test_a_network_has_learned_if_its_interval_lies_above_the_commonest_class(right: int, total: int, learned: bool):
+    labels = torch.cat([torch.arange(10).repeat(100), torch.full((14,), 1)])  # 114 ones of 1,014: 11.2 %
+    assert measures.learned(measures.Share(right, total), labels) is learned
+    assert bool(measures.why_not_learned(measures.Share(right, total), labels)) is not learned
+
+
+def test_why_a_network_has_not_learned_gives_both_numbers():
+    said = measures.why_not_learned(measures.Share(10, 100), torch.tensor([0, 0, 1, 2]))
+    assert (
+        said
+        == "its test accuracy is 10.0 % (5.5 % to 17.4 %), and the commonest class makes up 50.0 % of the test images"
+    )

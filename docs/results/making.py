@@ -84,13 +84,15 @@ def claims_table(results: Mapping[str, Any], *, only_tested: bool = False) -> st
             claim["published"],
             shown(claim["float32"]),
             shown(claim["exact"]),
-            f"**{claim['verdict']}**",
+            f"**{claim['verdict']}**" + (f"; in float32 {told}" if (told := claim["in_float32"]) else ""),
             f"<sub>{claim['why']}</sub>",
         ]
         for claim in results["claims"]
-        if not only_tested or claim["verdict"] != "not tested"
+        if not only_tested or claim["verdict"] != "not judged"
     ]
-    return markdown(["the paper says", "published", "ours, float32", "ours, exact", "", "how it was judged"], rows)
+    return markdown(
+        ["the paper says", "published", "ours, float32", "ours, exact", "verdict", "how it was judged"], rows
+    )
 
 
 def hours(results: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def networks_table(results: Mapping[str, Any]) -> str:
         ]
         for label, norm in _untargeted(results).items():
             found = _sizes(models, label)
-            cells.append(_spread(found, {"pixels": 1, "L2": 2, "L∞": 3}[norm]) if found else "–")
+            cells.append(_spread(found, {0: 1, 2: 2, "inf": 3}[norm]) if found else "–")
         rows.append(cells)
     heads = [f"`{label}`, {norm}" for label, norm in _untargeted(results).items()]
     return markdown(["network", "accuracy, %", "looks insensitive, %: float32 → exact", "confidence, %", *heads], rows)
@@ -60,7 +60,7 @@ def _by_label(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 def _untargeted(results: Mapping[str, Any]) -> dict[str, str]:
     """Labels of the attacks that may lead to any class, each with its norm."""
     attacks = [one for model in results["models"] for one in model["attacks"] if not one["targeted"]]
-    return {one["label"]: one["norm"] for one in attacks}
+    return {one["label"]: one["minimises"] for one in attacks}
 
 
 def _sizes(models: Sequence[Mapping[str, Any]], label: str) -> list[float]:

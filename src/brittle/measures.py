@@ -230,6 +230,31 @@ def accuracy(logits: Tensor, labels: Tensor) -> Share:
     return share(logits.argmax(1) == labels)
 
 
+def why_not_learned(accuracy: Share, labels: Tensor) -> str:
+    """Why a network has not learned: one clause with both numbers; empty if it has learned.
+
+    It has not learned where the 95 % interval of its test accuracy reaches the share of the commonest class, which a
+    network that always gives the same answer has right.
+
+    Args:
+        accuracy: test images that the network classifies correctly.
+        labels: (N,) int64, of those test images.
+    """
+    commonest = share(labels == labels.mode().values) if len(labels) else Share(0, 0)
+    low, high = accuracy.interval
+    if low > commonest.value:
+        return ""
+    return (
+        f"its test accuracy is {accuracy.value:.1%} ({low:.1%} to {high:.1%}), and the commonest class makes up "
+        f"{commonest.value:.1%} of the test images"
+    ).replace("%", " %")
+
+
+def learned(accuracy: Share, labels: Tensor) -> bool:
+    """Whether a network has learned; see `why_not_learned`."""
+    return not why_not_learned(accuracy, labels)
+
+
 def saturated(logits: Tensor) -> Share:
     """Rows whose float32 softmax is exactly one-hot: their published gradients are exactly zero."""
     probabilities = torch.softmax(logits.float(), 1)

@@ -76,19 +76,26 @@ def steps(labels: Tensor, needed: Sequence[int | None]) -> dict[str, Tensor]:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Store]:
-    """Makes such a store; `skip`: cells to leave out, by key parts; `soft`: add an attack on all pixels."""
+    """Makes such a store; `skip`: cells to leave out, by key parts; `soft`: add an attack on all pixels, whose cells
+    hold `scalars`."""
 
     def made(
-        *, seeds: Sequence[int] = (0,), channels: int = 1, skip: Collection[tuple] = (), soft: bool = False
+        *,
+        seeds: Sequence[int] = (0,),
+        channels: int = 1,
+        skip: Collection[tuple] = (),
+        soft: bool = False,
+        scalars: Mapping[str, Any] | None = None,
     ) -> Store:
-        return _Maker(Store(tmp_path / "store"), channels, set(skip), soft).study(seeds)
+        return _Maker(Store(tmp_path / "store"), channels, set(skip), soft, scalars or {}).study(seeds)
 
     return made
 
 
 class _Maker:
-    def __init__(self, store: Store, channels: int, skip: set[tuple], soft: bool) -> None:
+    def __init__(self, store: Store, channels: int, skip: set[tuple], soft: bool, scalars: Mapping[str, Any]) -> None:
         self.store, self.skip, self.soft = store, skip, soft
+        self.scalars = {"minimises": None, "bound": None, **scalars}  # of the attack on all pixels
         self.images = torch.rand((ROWS, channels, SIDE, SIDE), generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
         self.labels = torch.arange(ROWS) % 3
 
@@ -200,7 +207,14 @@ class _Maker:
                 for arithmetic in ("float32", "exact"):
                     tensors[f"{arithmetic}.steps"] = steps(self.labels[span], NEEDED[name, attack, arithmetic][span])
             params = {"start": start, "stop": start + SHARD}
-            cells.append(self.put(("attack", name, seed, attack, start), {"rows": SHARD}, tensors, params))
+            cells.append(
+                self.put(
+                    ("attack", name, seed, attack, start),
+                    {"rows": SHARD, "minimises": 0, "bound": None},
+                    tensors,
+                    params,
+                )
+            )
         return {
             "name": attack,
             "label": attack,
@@ -224,7 +238,7 @@ class _Maker:
             backwards=torch.full((ROWS,), 9),
         )
         params = {"start": 0, "stop": ROWS}
-        cell = self.put(("attack", name, seed, "soft"), {"rows": ROWS}, {"result": pack(found)}, params)
+        cell = self.put(("attack", name, seed, "soft"), {"rows": ROWS, **self.scalars}, {"result": pack(found)}, params)
         return {
             "name": "soft",
             "label": "soft",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +11,8 @@ import torch
 
 from brittle.errors import InputError
 from brittle.measures import Share
-from brittle.report import gather, verdict_sentences
+from brittle.report import gather, table, verdict_sentences
+from brittle.report.contents import NOT_DONE, Bound
 from brittle.report.verdicts import percent
 from brittle.store import Store
 
@@ -30,6 +33,8 @@ def test_every_number_is_what_was_put_in(build: Build):
     assert first.found["float32"].success == Share(0, 11)  # row 0 was wrong before: it does not count
     assert first.found["float32"].success.interval[1] == pytest.approx(3.8415 / 14.8415, abs=1e-4)
     assert first.found["exact"].success == Share(11, 11)
+    assert first.found["float32"].robust == Share(11, 12)  # row 0 counts here: it is not classified correctly
+    assert first.found["exact"].robust == Share(0, 12)
     assert second.found["float32"].success == Share(1, 11)
     assert second.found["exact"].success == Share(10, 11)
 
@@ -142,9 +147,9 @@ def test_the_verdict_names_the_artefact(build: Build):
     sentences = verdict_sentences(gather(build(), "tiny"))
 
     assert sentences == [
-        f"{HOSTILE} only looks robust: the two attacks fool 0 to 9 % of its images in float32 and 91 to 100 % in exact "
-        "arithmetic. Its robustness is an artefact of float32.",
-        "plain: the arithmetic makes no difference that these rows could show: the two attacks fool 100 % of its "
+        f"{HOSTILE} only looks robust: the two attacks fool 0 to 9 % of the test images in float32 and 91 to 100 % in "
+        "exact arithmetic. Its robustness is an artefact of float32.",
+        "Plain: no measurable difference between float32 and exact arithmetic: the two attacks fool 100 % of the test "
         "images in float32 and 100 % in exact arithmetic.",
         f"In exact arithmetic no attack finds {HOSTILE} harder to fool than plain.",
     ]
@@ -179,3 +184,99 @@ def test_a_percentage_is_0_or_100_only_where_it_is_so(share: Share, text: str):
 def test_gathering_needs_no_matplotlib():
     code = "import sys; from brittle.report import gather, table; print({'matplotlib', 'jinja2'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("scalars", "minimises", "bound"),
+    [
+        ({"minimises": 0, "bound": None}, 0.0, None),
+        ({"minimises": "inf", "bound": None}, math.inf, None),
+        ({"minimises": None, "bound": {"norm": "inf", "eps": 0.3}}, None, Bound(math.inf, 0.3)),
+        ({"minimises": None, "bound": None}, None, None),
+    ],
+)
+def test_what_an_attack_aims_at_is_what_its_cells_say(build: Build, scalars: dict, minimises, bound):
+    attack = gather(build(soft=True, scalars=scalars), "tiny").models[0].attacks[2]
+    assert (attack.minimises, attack.bound) == (minimises, bound)
+
+
+def test_the_name_of_a_function_decides_nothing(build: Build):
+    store = build(soft=True)
+    record = store.read_study("tiny")
+    for model in record["models"]:
+        model["attacks"][2]["function"] = "mylab.soft_linf"
+    store.write_study("tiny", record)
+    assert gather(store, "tiny").models[0].attacks[2].minimises is None
+
+
+def test_a_cell_that_is_removed_while_it_is_read_counts_as_missing(build: Build, monkeypatch: pytest.MonkeyPatch):
+    store = build()
+    key = store.read_study("tiny")["models"][0]["measure"]
+    get = store.get
+
+    def raced(wanted: str):
+        found = get(wanted)
+        if wanted == key:
+            store.discard(wanted)
+        return found
+
+    monkeypatch.setattr(store, "get", raced)
+    (lost,) = gather(store, "tiny").lost
+    assert (lost.title, lost.why) == ("measure plain, seed 0", NOT_DONE)
+
+
+@pytest.mark.parametrize(
+    ("where", "damage"),
+    [
+        ("rows", lambda record: record.pop("rows")),
+        ("rows", lambda record: record.update(rows=None)),
+        ("models", lambda record: record.update(models="none")),
+        ("models.0", lambda record: record.update(models=[3])),
+        ("models.1.attacks.0.cells", lambda record: record["models"][1]["attacks"][0].update(cells={})),
+        ("models.0.temperature", lambda record: record["models"][0].update(temperature="hot")),
+        ("study", lambda record: record.update(study=[])),
+        ("title", lambda record: record.update(title={})),
+    ],
+)
+def test_a_damaged_study_file_is_one_line_that_says_where(build: Build, where: str, damage: Callable):
+    store = build()
+    file = store.root / "studies" / "tiny.json"
+    record = json.loads(file.read_text())
+    damage(record)
+    file.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=rf"^the file of study 'tiny' is damaged: {where}: [^\n]+$"):
+        gather(store, "tiny")
+
+
+def test_teachers_in_a_circle_end(build: Build):
+    store = build()
+    record = store.read_study("tiny")
+    record["models"][0]["teacher"] = HOSTILE
+    store.write_study("tiny", record)
+    assert len(gather(store, "tiny").models) == 2
+
+
+def test_no_name_can_steer_the_terminal_or_turn_text_round(build: Build, capsys: pytest.CaptureFixture):
+    from rich.console import Console
+
+    store = build()
+    record = store.read_study("tiny")
+    record["title"] = "red \x1b[31m and \u202edesrever"
+    record["models"][0]["label"] = "\x1b]8;;http://x\x07link"
+    record["models"][1]["attacks"][0]["label"] = "\x9b2J"
+    store.write_study("tiny", record)
+    report = gather(store, "tiny")
+    Console(width=120, color_system=None).print(table(report))
+    text = capsys.readouterr().out
+    assert not set(text) & set("\x1b\x07\x9b\u202e")
+    assert "red \\x1b[31m and \\u202edesrever" in text
+    assert report.models[0].label == "\\x1b]8;;http://x\\x07link"
+
+
+def test_a_network_that_is_alone_is_called_by_its_function_and_its_data(build: Build):
+    store = build()
+    record = store.read_study("tiny")
+    store.write_study("tiny", record | {"models": record["models"][:1]})
+    (model,) = gather(store, "tiny").models
+    assert (model.name, model.label, model.title) == ("plain", "network on made <i>up</i>", "network on made <i>up</i>")
+    assert verdict_sentences(gather(store, "tiny"))[0].startswith("Network on made <i>up</i>: no measurable difference")

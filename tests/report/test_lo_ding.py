@@ -72,7 +72,7 @@ def masks(best=6000, held_out=0.9, borrowed=0.3, transferred=0.2, learned=0.1):
 
 def model(seed, *, units=None, masks=None, name="faces", wrong=2, of=41):
     right = Share(of - wrong, of)
-    labels = torch.zeros(2).long()
+    labels = torch.arange(100)  # each of a class of its own: any accuracy is above chance
     measured = Measured(right, right, Mean(1, (1, 1), of), {}, {}, torch.zeros(2, 3), labels, None)
     given = [() if one is None else (one,) for one in (units, masks)]
     return Model(name, name, f"{name}, seed {seed}", seed, {}, 1.0, None, 0, None, measured, (), *given)
@@ -103,53 +103,53 @@ AS_PUBLISHED = [0, 0, 10, 40, 60, 70, 80, 90, 90, 90, 90, 90, 100], [0, 0, 0, 0,
 
 
 def faces(strongest=AS_PUBLISHED[0], weakest=AS_PUBLISHED[1], *, seeds=3, **others):
-    """Seeds that differ by two wrong faces each, and in nothing else."""
-    return [model(seed, units=units(strongest, weakest, **others), wrong=2 * seed) for seed in range(seeds)]
+    """Seeds that differ by one wrong face, and in nothing else."""
+    return [model(seed, units=units(strongest, weakest, **others), wrong=2 + seed // 2) for seed in range(seeds)]
 
 
 def test_a_network_as_the_paper_describes_it_bears_its_claims_on_units_out():
-    found = [one for one in lo_ding.claims(report(*faces())) if one.verdict != "not tested"]
+    found = [one for one in lo_ding.claims(report(*faces())) if one.verdict != "not judged"]
     assert [one.says for one in found if one.verdict != "holds"] == [
-        "The error within the class rises faster than over all classes."  # here both are alike
+        "The error within the class rises faster than over all classes.",  # here both are alike
     ]
     assert len(found) == 12
 
 
 def test_without_seeds_nothing_is_judged():
-    assert set(verdicts(*faces(seeds=1)).values()) == {"not tested"}
-    assert set(verdicts().values()) == {"not tested"}
+    assert set(verdicts(*faces(seeds=1)).values()) == {"not judged"}
+    assert set(verdicts().values()) == {"not judged"}
 
 
 def test_the_numbers_are_those_of_the_curves():
-    assert value("errs more than without weak", *faces()) == pytest.approx(
+    assert value("removing weak ones", *faces()) == pytest.approx(
         sum(AS_PUBLISHED[0][1:11]) / 10 - sum(AS_PUBLISHED[1][1:11]) / 10
     )
     assert value("critical number", *faces()) == 4  # the first with half or more wrong
     assert value("That number depends", *faces()) == 11 - 4
     assert value("10 weakest", *faces()) == pytest.approx(20)
     assert value("Three strong", *faces()) == pytest.approx(40 - 40)  # 3 strongest, 6 weakest
-    assert value("a profile of its own", *faces()) == pytest.approx(0.2)
+    assert value("its own profile", *faces()) == pytest.approx(0.2)
 
 
 def test_units_that_all_matter_alike_bear_none_of_them_out():
     same = AS_PUBLISHED[1]
     found = verdicts(*faces(same, same, within=0.3, between=0.3, random=same))
     for says, verdict in found.items():
-        if any(piece in says for piece in ("profile", "without weak", "at random", "least active", "That number")):
-            assert verdict == "does not hold"
+        if any(piece in says for piece in ("profile", "removing weak", "random ones", "least active", "That number")):
+            assert verdict == "contradicted"
 
 
 def test_random_draws_are_compared_where_there_are_some():
-    assert claim("at random", *faces()).verdict == "not tested"
-    tried = claim("at random", *faces(random=[0] * 11 + [50, 100]))
+    assert claim("random ones", *faces()).verdict == "not judged"
+    tried = claim("random ones", *faces(random=[0] * 11 + [50, 100]))
     assert tried.verdict == "holds"
-    assert value("at random", *faces(random=[0] * 11 + [50, 100])) == pytest.approx(sum(AS_PUBLISHED[0][1:11]) / 10)
+    assert value("random ones", *faces(random=[0] * 11 + [50, 100])) == pytest.approx(sum(AS_PUBLISHED[0][1:11]) / 10)
 
 
 def test_an_error_that_two_of_41_cannot_be_is_not_the_published_one():
     assert claim("4.88", *faces()).verdict == "holds"
     bad = [model(seed, wrong=20 + seed) for seed in range(3)]
-    assert claim("4.88", *bad).verdict == "does not hold"
+    assert claim("4.88", *bad).verdict == "contradicted"
 
 
 def cifar(**changed):
@@ -161,9 +161,9 @@ def cifar(**changed):
 
 
 def test_masks_as_the_paper_describes_them_bear_its_claims_out():
-    found = [one for one in lo_ding.claims(report(*cifar(), data="cifar10")) if one.verdict != "not tested"]
+    found = [one for one in lo_ding.claims(report(*cifar(), data="cifar10")) if one.verdict != "not judged"]
     assert [one.says for one in found if one.verdict != "holds"] == [
-        "The MLP errs on 54.22 % of CIFAR-10.",
+        "The MLP misclassifies 54.22 % of CIFAR-10.",
         "The same η serves for images that it was not chosen on.",  # 10 points lost
     ]
     assert len(found) == 8
@@ -176,7 +176,7 @@ def test_masks_as_the_paper_describes_them_bear_its_claims_out():
     [("best η lies", {"best": 3000}), ("nearest", {"borrowed": 1.0}), ("One mask", {"learned": 0.9})],
 )
 def test_masks_that_do_otherwise_do_not(piece, changed):
-    assert claim(piece, *cifar(**changed), data="cifar10").verdict == "does not hold"
+    assert claim(piece, *cifar(**changed), data="cifar10").verdict == "contradicted"
 
 
 def test_a_unit_is_named_by_its_layer_and_its_place_there():
@@ -203,7 +203,8 @@ def test_circles_are_as_bright_as_their_share_of_the_strongest():
 def test_a_report_of_units_alone_says_how_many_it_takes():
     models = faces([0] * 4 + [60], [0] * 9 + [80], seeds=2)
     assert verdict_sentences(report(*models)) == [
-        "faces: half of a class is lost when 4 of its 12 strongest units are gone, or 9 of the weakest."
+        "Faces: removing the 4 strongest of 12 units halves a class's accuracy; it takes 9 if the weakest are removed "
+        "first."
     ]
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from made import chain, network, report, sized
 from rich.console import Console
+from rich.table import Table
 
 from brittle.errors import InputError
-from brittle.report import gather, table, write
+from brittle.measures import Share
+from brittle.report import Report, gather, table, write
+from brittle.report.contents import Bound
 from brittle.report.results import COLUMNS, as_csv, as_json
 from brittle.store import Store
 
@@ -55,23 +58,25 @@ def test_csv_has_a_line_for_each_arithmetic(build: Build):
 def test_sizes_of_the_smallest_changes_are_in_both_files():
     of = report(network("plain", 1, [sized("l2", [0, 1, 2, 6, math.inf])]), paper=None)
     (attack,) = json.loads(as_json(of), parse_constant=refuse)["models"][0]["attacks"]
-    assert (attack["norm"], attack["over_temperature"], attack["targeted"]) == ("L2", False, False)
+    assert (attack["minimises"], attack["bound"]) == (2, None)
+    assert (attack["over_temperature"], attack["targeted"]) == (False, False)
     found = attack["arithmetic"]["result"]
     robustness = found["robustness"]
-    assert found["mean_change"] == {"l0": 3, "l2": 3, "linf": 3}
+    assert found["mean_change"] == {"l0": 3, "l1": 3, "l2": 3, "linf": 3}
+    assert found["robust_accuracy"] is None
     assert [robustness[name]["value"] for name in ("mean", "median", "maximum", "over_all")] == [3, 2, 6, 2.25]
     assert (robustness["mean"]["rows"], robustness["wrong_before"], robustness["withstood"]) == (3, 1, 1)
     assert 1 <= robustness["mean"]["low"] < 3 < robustness["mean"]["high"] <= 6
 
     (line,) = csv.DictReader(io.StringIO(as_csv(of)))
-    assert (line["norm"], line["size_mean"], line["size_median"], line["size_max"]) == ("L2", "3", "2", "6")
+    assert (line["minimises"], line["size_mean"], line["size_median"], line["size_max"]) == ("2", "3", "2", "6")
     assert (line["wrong_before"], line["failures"], line["successes"]) == ("1", "1", "3")
     assert float(line["size_low"]) == robustness["mean"]["low"]
 
 
 def test_pixel_attacks_count_pixels_and_have_no_sizes(build: Build):
     found = json.loads(as_json(gather(build(), "tiny")), parse_constant=refuse)["models"][0]["attacks"][0]
-    assert found["norm"] == "L2"  # 'mylab.first' does not say
+    assert found["minimises"] == 0
     assert found["arithmetic"]["exact"]["robustness"] is None
     assert found["arithmetic"]["exact"]["mean_change"]["l0"] == 6
     line = next(csv.DictReader(io.StringIO(as_csv(gather(build(), "tiny")))))
@@ -88,7 +93,7 @@ def test_the_table_shows_sizes_of_all_seeds_together():
     text, below = console.file.getvalue().split("No network differs")
     assert "mean L2" in text
     assert "l2 / T" not in text
-    assert "the smallest changes that l2 finds are on average" in " ".join(below.split())
+    assert "the smallest perturbations that l2 finds are on average" in " ".join(below.split())
     assert text.count(" 3.00") == 12
     assert text.count("67 % fooled") == 12
 
@@ -165,11 +170,73 @@ def test_the_table_says_what_is_not_done(build: Build):
     text = shown(build(skip=[("attack", HOSTILE, 0, "first", 6), ("measure", "plain", 0)]))
 
     assert "not done" in text
-    assert "first 6 rows" in text
+    assert "first 6 images" in text
     assert "This study is not finished: 2 of its 14 cells are missing." in text
 
 
-def test_an_attack_without_arithmetics_is_not_headed_by_them(build: Build):
-    head = shown(build(soft=True)).split("─")[0].split()
+@pytest.mark.parametrize(
+    ("scalars", "heading"),
+    [
+        ({"minimises": 2}, "mean L2, higher is better"),
+        ({"bound": {"norm": "inf", "eps": 0.3}}, "accuracy at L∞ ≤ 0.3, higher is better"),
+        ({}, "fooled, lower is better"),
+    ],
+)
+def test_an_attack_is_headed_by_what_it_is_reported_by(build: Build, scalars: dict, heading: str):
+    report = gather(build(soft=True, scalars=scalars), "tiny")
+    alone = tuple(replace(model, attacks=model.attacks[2:]) for model in report.models)
+    (shown,) = (part for part in table(replace(report, models=alone)).renderables if isinstance(part, Table))
+    assert " ".join(str(shown.columns[-1].header).split()) == f"soft {heading}"
 
-    assert head[-4:] == ["float32→exact", "float32→exact", "mean", "L2"]
+
+def printed(of: Report, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(table(of))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_nothing_is_cut_in_a_narrow_terminal(build: Build, width: int):
+    text = printed(gather(build(soft=True, scalars={"bound": {"norm": "inf", "eps": 0.3}}), "tiny"), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    said = "Under soft (L∞ ≤ 0.3) the robust accuracy is 50 % (25 to 75) for plain and 50 % (25 to 75) for"
+    assert said in " ".join(text.split())
+
+
+def test_prose_is_not_wrapped_to_the_table_s_width():
+    text = printed(report(network("plain", 1, [sized("mine", [1.0, 1.0], norm=None)]), paper=None), 100)
+    assert "Below each number, its 95 % interval. One-hot: test images whose float32 softmax" in text
+
+
+def test_a_network_that_has_not_learned_is_named_above_the_table_and_in_the_results():
+    of = report(network("dead", 1, [sized("l2", [1.0])], accuracy=Share(500, 1000)), paper=None)
+    lines = printed(of, 100).splitlines()
+    assert lines[1].startswith("Dead T=1 has not learned: its test accuracy is 50.0 %")
+    (told,) = json.loads(as_json(of))["models"]
+    assert told["learned"] is False
+    assert told["why_not_learned"].startswith("its test accuracy is 50.0 % (46.9 % to 53.1 %), and the commonest class")
+    assert told["accuracy"]["count"] == 500
+    (line,) = csv.DictReader(io.StringIO(as_csv(of)))
+    assert line["learned"] == "False"
+
+
+def test_robust_accuracy_is_in_both_files_for_an_attack_within_a_budget():
+    attack = sized("pgd", [0.0, 1.0, *[math.inf] * 8], bound=Bound(math.inf, 0.3))
+    of = report(network("plain", 1, [attack]), paper=None)
+    (told,) = json.loads(as_json(of))["models"][0]["attacks"]
+    found = told["arithmetic"]["result"]
+    assert (told["minimises"], told["bound"], found["robustness"]) == (None, {"norm": "inf", "eps": 0.3}, None)
+    assert (found["robust_accuracy"]["count"], found["robust_accuracy"]["total"]) == (8, 10)
+    (line,) = csv.DictReader(io.StringIO(as_csv(of)))
+    assert (line["budget_norm"], line["eps"], line["robust_accuracy"]) == ("inf", "0.3", "0.8")
+    assert (line["minimises"], line["size_mean"]) == ("", "")
+    assert " 80 % \n" in printed(of, 100)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@A1", " =1+1", "\t=1+1", "＝1+1"])
+def test_no_cell_of_the_csv_is_a_formula(name: str):
+    of = report(replace(network("plain", 1), label=name), paper=None)
+    (line,) = csv.DictReader(io.StringIO(as_csv(of)))
+    assert line["model"] == f"'{name}"

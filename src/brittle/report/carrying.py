@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import torch
@@ -17,9 +17,6 @@ from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import legible
 from brittle.softmax import SignedLog
 from brittle.units import rank_agreement
-
-if TYPE_CHECKING:
-    pass
 
 COST = 0.05  # of the clean images that were right: what a defence may lose
 COLOUR = {"carriers": COLOURS[1], "important": COLOURS[0], RANDOM: INK}

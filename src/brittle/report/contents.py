@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from brittle.attacks.result import AttackResult
+from brittle.attacks.result import AttackResult, Bound
 from brittle.carrier_cells import ORDERS, SIDES
 from brittle.cells import unpack
 from brittle.mask_cells import CLIPPED, WAYS
-from brittle.measures import Flips, Mean, Robustness, Share, robustness_of
+from brittle.measures import Flips, Mean, Robustness, Share, learned, robustness_of
 from brittle.unit_cells import KINDS, SCOPES
 
 _T = TypeVar("_T")
@@ -37,9 +37,10 @@ class Found:
 
     arithmetic: str  # 'float32', 'exact', or 'result' for an attack that has no choice of arithmetic
     success: Share  # of the rows that the model got right before the attack
+    robust: Share  # test images still classified correctly after the attack, of all that were attacked
     flips: Flips | None  # pixel attacks only
     curve: Tensor | None  # (trials + 1,): share fooled by at most so many pixels; pixel attacks only
-    sizes: Mapping[float, Tensor]  # by norm, 0, 2 and inf: (R,) as `measures.distances` has them
+    sizes: Mapping[float, Tensor]  # by norm, 0, 1, 2 and inf: (R,) as `measures.distances` has them
     forwards: float  # images put through the model, mean a row
     backwards: float  # gradients taken, mean a row
     trivial: Tensor  # (R,) bool: wrong before the attack
@@ -55,16 +56,24 @@ class Attack:
     label: str
     function: str
     options: Mapping[str, Any]
-    norm: float  # 0, 2 or inf: what the attack keeps small
+    minimises: float | None  # 0, 1, 2 or inf: the norm whose size it makes small; None if it makes none small
+    bound: Bound | None  # the budget that it works within; None if it has none
     over_temperature: bool  # of the logits divided by the temperature that the model was trained at
     rows: Tensor  # (R,) int64: which of the report's rows are done; each as often as it has targets
     found: Mapping[str, Found]  # by arithmetic; empty if nothing is finished
     complete: bool  # every shard was there
 
+    @property
+    def norm(self) -> float | None:
+        """The norm that it makes small or that bounds it; None if it says neither."""
+        return self.minimises if self.bound is None else self.bound.norm
+
     @cached_property
     def robustness(self) -> Mapping[str, Robustness]:
-        """By arithmetic, how large the smallest changes are in the attack's norm; computed once."""
-        return {name: robustness_of(found.sizes[self.norm]) for name, found in self.found.items()}
+        """By arithmetic, how large the smallest perturbations are in the norm that it minimises; computed once."""
+        if self.minimises is None:
+            return {}
+        return {name: robustness_of(found.sizes[self.minimises]) for name, found in self.found.items()}
 
     @property
     def targeted(self) -> bool:
@@ -73,8 +82,14 @@ class Attack:
 
     @property
     def sized(self) -> bool:
-        """Whether the size of the change says how strong it is: not of pixel attacks, which count their flips."""
-        return bool(self.found) and all(found.flips is None for found in self.found.values())
+        """Whether it is reported by the sizes that it minimises: not a pixel attack, which counts its flips."""
+        flips = any(found.flips is not None for found in self.found.values())
+        return bool(self.found) and self.minimises is not None and not flips
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it is reported by the robust accuracy within its budget."""
+        return bool(self.found) and self.bound is not None and not self.targeted
 
     def result(self, arithmetic: str, row: int, report: Report, target: int | None = None) -> AttackResult | None:
         """What became of one of the report's rows, a batch of one: the first, or that with this target; None if it is
@@ -257,6 +272,11 @@ class Model:
     carriers: tuple[Carriers, ...] = ()  # likewise
     audits: tuple[Audited, ...] = ()  # likewise
 
+    @cached_property
+    def learned(self) -> bool | None:
+        """See `measures.learned`; None if the model is not measured."""
+        return learned(self.measured.accuracy, self.measured.labels) if self.measured else None
+
 
 @dataclass(frozen=True)
 class Lost:
@@ -293,6 +313,7 @@ class Report:
     cells: int  # finished and whole
     lost: tuple[Lost, ...]
     provenance: Provenance
+    again: str | None = None  # the command that does it again, as it was typed; None if it is not known
     kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # see `remembered`
 
     @property

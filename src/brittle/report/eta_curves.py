@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -16,9 +15,6 @@ from brittle.mask_cells import WAYS
 from brittle.report.contents import Masks, Model, Report
 from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import data_uri, escaped, legible, picture, text
-
-if TYPE_CHECKING:
-    pass
 
 _TITLES = {
     "trained": "training images",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
 from brittle import measures
+from brittle.attacks.result import Bound
 from brittle.audit_cells import record_of
 from brittle.cells import attacked_rows, unpack
+from brittle.errors import InputError
 from brittle.measures import Mean, Share
 from brittle.report.contents import (
     NOT_DONE,
@@ -31,52 +35,138 @@ from brittle.report.contents import (
     Trained,
     Units,
 )
+from brittle.report.writing import printable
 from brittle.store import Store, Stored
 
 _T = TypeVar("_T")
 _VALUES = ("brittle", "torch", "python", "platform", "processor", "threads", "device")
 
 
-def gather(store: Store, name: str) -> Report:
-    """Collects what the store holds of a study; cells that are missing or damaged are listed, not feared.
+# What a study's file holds -------------------------------------------------------------------------------------------
+
+_Name = Annotated[str, AfterValidator(printable)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class _Cell(_Part):
+    name: _Name
+    cell: str
+
+
+class _Attacked(_Part):
+    name: _Name
+    label: _Name
+    function: _Name
+    options: dict[str, Any]
+    arithmetic: list[str] | None
+    over_temperature: bool = False
+    cells: list[str]
+
+
+class _Network(_Part):
+    name: _Name
+    label: _Name
+    axes: dict[str, Any]
+    seed: int
+    temperature: float
+    teacher: _Name | None
+    train: str
+    measure: str
+    attacks: list[_Attacked]
+    units: list[_Cell] = []
+    carriers: list[_Cell] = []
+    masks: list[_Cell] = []
+    audits: list[_Cell] = []
+
+
+class _Asked(_Part):
+    """What the study's own file asked for, as far as a report needs it."""
+
+    data: _Name = "unknown"
+    claims: str | None = None
+
+
+class _Study(_Part):
+    name: _Name
+    title: _Name
+    about: _Name = ""
+    study: _Asked = _Asked()
+    digest: str = ""
+    rows: str
+    models: list[_Network]
+    again: _Name | None = None
+
+
+def _checked(name: str, record: Mapping[str, Any]) -> _Study:
+    try:
+        return _Study.model_validate({"name": name, "title": name, **record})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"the file of study {name!r} is damaged: {where}: {first['msg'].lower()}") from error
+
+
+# Cells ---------------------------------------------------------------------------------------------------------------
+
+
+def gather(store: Store, name: str, record: Mapping[str, Any] | None = None) -> Report:
+    """Collects what the store holds of a study. Missing and damaged cells are listed in the report; they do not raise.
 
     Args:
         store: where the study's cells lie. Nothing is written to it.
         name: of the study.
+        record: of the study; read from the store when not given.
 
     Raises:
         InputError: if the store has no such study, or its file is damaged.
     """
-    record = store.read_study(name)
+    study = _checked(name, store.read_study(name) if record is None else record)
     reader = _Reader(store)
-    chosen = reader.read("select rows", record["rows"], _rows)
+    chosen = reader.read("select rows", study.rows, _rows)
     scalars, images, labels = chosen or ({}, None, None)
-    several = len({model["seed"] for model in record["models"]}) > 1
-    teachers = {model["name"]: model["teacher"] for model in record["models"]}
+    several = len({model.seed for model in study.models}) > 1
+    teachers = {model.name: model.teacher for model in study.models}
+    data = printable(scalars.get("data", study.study.data))
     models = tuple(
-        _model(reader, model, several, _generation(model["name"], teachers), images, labels)
-        for model in record["models"]
+        _model(reader, model, several, _generation(model.name, teachers), images, labels) for model in study.models
     )
     return Report(
-        name=str(record.get("name", name)),
-        title=str(record.get("title", name)),
-        about=str(record.get("about", "")),
-        paper=record.get("study", {}).get("claims"),
-        data=str(scalars.get("data", record.get("study", {}).get("data", "unknown"))),
-        source=str(scalars.get("source", "")),
-        classes=tuple(map(str, scalars.get("classes", ()))),
+        name=study.name,
+        title=study.title,
+        about=study.about,
+        paper=study.study.claims,
+        data=data,
+        source=printable(scalars.get("source", "")),
+        classes=tuple(map(printable, scalars.get("classes", ()))),
         images=images,
         labels=labels,
-        models=models,
+        models=_called(models, data),
         cells=len(reader.used),
         lost=tuple(reader.lost.values()),
-        provenance=_provenance(reader.used, str(record.get("digest", ""))),
+        provenance=_provenance(reader.used, study.digest),
+        again=study.again,
     )
+
+
+def _called(models: tuple[Model, ...], data: str) -> tuple[Model, ...]:
+    """A network that is alone in its study is called by what it is: its function and its data."""
+    (first, *others) = models or (None,)
+    if first is None or first.trained is None or any(other.label != first.label for other in others):
+        return models
+    path = printable(first.trained.params.get("network", first.label))
+    label = f"{path.rpartition('.')[2]} on {data}"
+    return tuple(replace(one, label=label, title=one.title.replace(first.label, label, 1)) for one in models)
 
 
 def _generation(name: str, teachers: Mapping[str, str | None]) -> int:
-    teacher = teachers.get(name)
-    return 0 if teacher is None else 1 + _generation(teacher, teachers)
+    """How many teachers stand before a model; a damaged file may have them in a circle."""
+    count, teacher = 0, teachers.get(name)
+    while teacher is not None and count < len(teachers):
+        count, teacher = count + 1, teachers.get(teacher)
+    return count
 
 
 class _Reader:
@@ -96,6 +186,9 @@ class _Reader:
             return None
         try:
             taken = take(stored)
+        except FileNotFoundError:  # another process removed the cell since it was looked for
+            self.lost[key] = Lost(title, NOT_DONE)
+            return None
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             self.lost[key] = Lost(title, f"damaged (written by another version? {type(error).__name__}: {error})")
             return None
@@ -106,7 +199,8 @@ class _Reader:
         """Counts the cells that a finished cell was made from and that the study's record does not name."""
         for role, parent in self.used[key].record.get("parents", {}).items():
             if parent not in self.used and parent not in self.lost:
-                self.read(f"{role} for {self.used[key].record.get('title', key)}", parent, lambda stored: stored)
+                title = printable(self.used[key].record.get("title", key))
+                self.read(f"{role} for {title}", parent, lambda stored: stored)
 
 
 def _rows(stored: Stored) -> tuple[Mapping[str, Any], Tensor, Tensor]:
@@ -116,40 +210,40 @@ def _rows(stored: Stored) -> tuple[Mapping[str, Any], Tensor, Tensor]:
 
 def _model(
     reader: _Reader,
-    entry: Mapping[str, Any],
+    entry: _Network,
     several: bool,
     generation: int,
     images: Tensor | None,
     labels: Tensor | None,
 ) -> Model:
-    title = f"{entry['label']}, seed {entry['seed']}"
-    trained = reader.read(f"train {title}", entry["train"], _trained)
+    title = f"{entry.label}, seed {entry.seed}"
+    trained = reader.read(f"train {title}", entry.train, _trained)
     if trained is not None:
-        reader.parents(entry["train"])
+        reader.parents(entry.train)
     return Model(
-        name=entry["name"],
-        label=entry["label"],
-        title=title if several else entry["label"],
-        seed=entry["seed"],
-        axes=entry["axes"],
-        temperature=float(entry["temperature"]),
-        teacher=entry["teacher"],
+        name=entry.name,
+        label=entry.label,
+        title=title if several else entry.label,
+        seed=entry.seed,
+        axes=entry.axes,
+        temperature=entry.temperature,
+        teacher=entry.teacher,
         generation=generation,
         trained=trained,
-        measured=reader.read(f"measure {title}", entry["measure"], _measured),
-        attacks=tuple(_attack(reader, attack, title, images, labels) for attack in entry["attacks"]),
-        units=tuple(filter(None, (_units(reader, units, title) for units in entry.get("units", ())))),
-        carriers=tuple(filter(None, (_carriers(reader, one, title) for one in entry.get("carriers", ())))),
-        masks=tuple(filter(None, (_masks(reader, masks, title) for masks in entry.get("masks", ())))),
-        audits=tuple(filter(None, (_audited(reader, one, title) for one in entry.get("audits", ())))),
+        measured=reader.read(f"measure {title}", entry.measure, _measured),
+        attacks=tuple(_attack(reader, attack, title, images, labels) for attack in entry.attacks),
+        units=tuple(filter(None, (_units(reader, units, title) for units in entry.units))),
+        carriers=tuple(filter(None, (_carriers(reader, one, title) for one in entry.carriers))),
+        masks=tuple(filter(None, (_masks(reader, masks, title) for masks in entry.masks))),
+        audits=tuple(filter(None, (_audited(reader, one, title) for one in entry.audits))),
     )
 
 
-def _units(reader: _Reader, entry: Mapping[str, Any], model: str) -> Units | None:
+def _units(reader: _Reader, entry: _Cell, model: str) -> Units | None:
     def take(stored: Stored) -> Units:
         units, knockout, params = stored.tensors("units"), stored.tensors("knockout"), stored.record["params"]
         return Units(
-            name=entry["name"],
+            name=entry.name,
             layers=dict(stored.scalars["layers"]),
             of=params["of"],
             classes=tuple(params["classes"]),
@@ -165,14 +259,14 @@ def _units(reader: _Reader, entry: Mapping[str, Any], model: str) -> Units | Non
             maps=stored.tensors("maps"),
         )
 
-    return reader.read(f"units {entry['name']} of {model}", entry["cell"], take)
+    return reader.read(f"units {entry.name} of {model}", entry.cell, take)
 
 
-def _carriers(reader: _Reader, entry: Mapping[str, Any], model: str) -> Carriers | None:
+def _carriers(reader: _Reader, entry: _Cell, model: str) -> Carriers | None:
     def take(stored: Stored) -> Carriers:
         scalars = stored.scalars
         return Carriers(
-            name=entry["name"],
+            name=entry.name,
             eps=stored.record["params"]["eps"],
             layers=dict(scalars["layers"]),
             images=scalars["images"],
@@ -182,14 +276,14 @@ def _carriers(reader: _Reader, entry: Mapping[str, Any], model: str) -> Carriers
             right=stored.tensors("carriers")["right"],
         )
 
-    return reader.read(f"carriers {entry['name']} of {model}", entry["cell"], take)
+    return reader.read(f"carriers {entry.name} of {model}", entry.cell, take)
 
 
-def _masks(reader: _Reader, entry: Mapping[str, Any], model: str) -> Masks | None:
+def _masks(reader: _Reader, entry: _Cell, model: str) -> Masks | None:
     def take(stored: Stored) -> Masks:
         curves, learned, examples = (stored.tensors(name) for name in ("curves", "learned", "examples"))
         return Masks(
-            name=entry["name"],
+            name=entry.name,
             etas=tuple(stored.record["params"]["etas"]),
             reached=curves["reached"],
             total=curves["total"],
@@ -203,17 +297,17 @@ def _masks(reader: _Reader, entry: Mapping[str, Any], model: str) -> Masks | Non
             targets=examples["targets"],
         )
 
-    return reader.read(f"masks {entry['name']} of {model}", entry["cell"], take)
+    return reader.read(f"masks {entry.name} of {model}", entry.cell, take)
 
 
-def _audited(reader: _Reader, entry: Mapping[str, Any], model: str) -> Audited | None:
+def _audited(reader: _Reader, entry: _Cell, model: str) -> Audited | None:
     def take(stored: Stored) -> Audited:
         key = stored.record["parents"].get("reference")
         reference = reader.store.get(key) if key else None
-        beside = reference.record["title"].removeprefix("train ") if reference else None
-        return Audited(entry["name"], record_of(stored), beside)
+        beside = printable(reference.record.get("title", key)).removeprefix("train ") if reference else None
+        return Audited(entry.name, record_of(stored), beside)
 
-    return reader.read(f"audit {entry['name']} of {model}", entry["cell"], take)
+    return reader.read(f"audit {entry.name} of {model}", entry.cell, take)
 
 
 def _trained(stored: Stored) -> Trained:
@@ -250,48 +344,54 @@ def _measured(stored: Stored) -> Measured:
 # Attacks ------------------------------------------------------------------------------------------------------------
 
 
-def _attack(
-    reader: _Reader, entry: Mapping[str, Any], model: str, images: Tensor | None, labels: Tensor | None
-) -> Attack:
+def _attack(reader: _Reader, entry: _Attacked, model: str, images: Tensor | None, labels: Tensor | None) -> Attack:
     """An attack over those of its shards that are finished, in order."""
-    arithmetics = tuple(entry["arithmetic"] or ["result"])
-    keys = entry["cells"]
+    arithmetics = tuple(entry.arithmetic or ["result"])
+    keys = entry.cells
     places, shards, steps = [], [], {}
+    aims: set[tuple[float | None, Bound | None]] = set()
     for number, key in enumerate(keys, 1):
         part = f", shard {number} of {len(keys)}" if len(keys) > 1 else ""
-        shard = reader.read(f"{entry['label']} on {model}{part}", key, lambda stored: _shard(stored, arithmetics))
+        shard = reader.read(f"{entry.label} on {model}{part}", key, lambda stored: _shard(stored, arithmetics))
         if shard is not None and images is not None:
             places.append(shard[0])
             shards.append(shard[1])
             steps |= shard[2]
+            aims.add(shard[3])
     rows = torch.cat(places) if places else torch.empty(0).long()
     found = {}
     if shards and images is not None and labels is not None:
         for arithmetic in arithmetics:
             packed = _joined([shard[arithmetic] for shard in shards])
-            found[arithmetic] = _found(arithmetic, packed, images[rows], labels[rows], entry["options"], steps)
+            found[arithmetic] = _found(arithmetic, packed, images[rows], labels[rows], entry.options, steps)
+    minimises, bound = aims.pop() if len(aims) == 1 else (None, None)
     return Attack(
-        name=entry["name"],
-        label=entry["label"],
-        function=entry["function"],
-        options=entry["options"],
-        norm=_norm(entry["function"]),
-        over_temperature=entry.get("over_temperature", False),
+        name=entry.name,
+        label=entry.label,
+        function=entry.function,
+        options=entry.options,
+        minimises=minimises,
+        bound=bound,
+        over_temperature=entry.over_temperature,
         rows=rows,
         found=found,
         complete=len(shards) == len(keys),
     )
 
 
-def _norm(function: str) -> float:
-    """What an attack keeps small, by the end of its name: pixels for Song's; L2 where the name does not say."""
-    name = function.rpartition(".")[2]
-    known = {"_l0": 0.0, "_l2": 2.0, "_linf": math.inf}
-    return 0.0 if name.startswith("song_") else next((p for end, p in known.items() if name.endswith(end)), 2.0)
+def _aim(scalars: Mapping[str, Any]) -> tuple[float | None, Bound | None]:
+    """The norm that an attack minimises, and the budget that it works within; None where it says nothing of it."""
+    minimises, bound = scalars.get("minimises"), scalars.get("bound")
+    return (
+        None if minimises is None else float(minimises),  # 0, 1, 2 or "inf"
+        None if bound is None else Bound(float(bound["norm"]), float(bound["eps"])),
+    )
 
 
-def _shard(stored: Stored, arithmetics: Sequence[str]) -> tuple[Tensor, dict[str, dict[str, Tensor]], dict[str, Steps]]:
-    """Which rows, what was found of them by arithmetic, and the steps of some of them."""
+def _shard(
+    stored: Stored, arithmetics: Sequence[str]
+) -> tuple[Tensor, dict[str, dict[str, Tensor]], dict[str, Steps], tuple[float | None, Bound | None]]:
+    """Which rows, what was found of them by arithmetic, the steps of some of them, and what the attack aims at."""
     rows = attacked_rows(stored.record["params"])
     packed = {arithmetic: stored.tensors(arithmetic) for arithmetic in arithmetics}
     targets = max(1, len(packed[arithmetics[0]]["success"]) // len(rows))  # of each row
@@ -304,7 +404,7 @@ def _shard(stored: Stored, arithmetics: Sequence[str]) -> tuple[Tensor, dict[str
         if f"{arithmetic}.steps.safetensors" in stored.record["files"]:
             kept = stored.tensors(f"{arithmetic}.steps")
             steps[arithmetic] = Steps(rows[kept["rows"]], kept["logits"])
-    return rows.repeat_interleave(targets), packed, steps
+    return rows.repeat_interleave(targets), packed, steps, _aim(stored.scalars)
 
 
 def _joined(shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -337,9 +437,10 @@ def _found(
     return Found(
         arithmetic=arithmetic,
         success=measures.success_rate(result),
+        robust=measures.share(result.prediction == labels),
         flips=flips,
         curve=curve,
-        sizes={p: measures.distances(result, p) for p in (0, 2, math.inf)},
+        sizes={p: measures.distances(result, p) for p in (0, 1, 2, math.inf)},
         forwards=_mean(result.forwards),
         backwards=_mean(result.backwards),
         trivial=result.trivial,

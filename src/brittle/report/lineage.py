@@ -63,11 +63,11 @@ def swept(report: Report) -> bool:
 
 
 def plain(report: Report) -> str | None:
-    """Label of the network that knows neither temperature nor teacher; None if there is none, or no one alone.
+    """Label of the undefended network: without temperature and teacher; None if there is none, or no one alone.
 
-    Of several, the one that teaches the others is meant, and not a control.
+    Of several, the one that teaches the others is meant, and not a control. A network that has not learned is none.
     """
-    found = [model for model in report.models if model.temperature == 1 and model.teacher is None]
+    found = [m for m in report.models if m.temperature == 1 and m.teacher is None and m.learned is not False]
     teachers = {model.teacher for model in report.models}
     for models in (found, [model for model in found if model.name in teachers]):
         labels = {model.label for model in models}
@@ -103,6 +103,11 @@ class Group:
     def success(self, label: str, arithmetic: str) -> Share | None:
         """Of the attacks of all seeds that have this arithmetic; None if there is none."""
         return pooled([a.found[arithmetic].success for a in self.attacks(label) if arithmetic in a.found])
+
+    def robust(self, label: str, arithmetic: str) -> Share | None:
+        """Robust accuracy of all seeds under an attack with a budget; None if there is none."""
+        found = [a.found[arithmetic].robust for a in self.attacks(label) if a.bounded and arithmetic in a.found]
+        return pooled(found)
 
     def rows(self, label: str) -> int:
         """How many rows are done so far, of all seeds; 0 if the attack is complete."""

@@ -54,7 +54,8 @@ def _matrix(report: Report, model: Model, attack: Attack) -> Matrix:
 def drawn(report: Report, matrix: Matrix) -> str:
     """An <svg>: original class down, target class across, the original itself on the diagonal.
 
-    Below each image the size of its change; faded where the attack failed and the original is shown.
+    Below each image the size of its perturbation, where the attack has a norm; faded where the attack failed and the
+    original is shown.
     """
     assert report.images is not None
     height, width = report.images.shape[2:]
@@ -90,9 +91,11 @@ def _tile(report: Report, matrix: Matrix, one: int, target: int, left: int, top:
             return text(left, top + high + 13, "not done", "quiet")
         if result.success.item():
             norm = matrix.attack.norm
-            image, size = result.adversarial[0], float(result.norm(norm).item())
-            below = f"{size:.0f}" if norm == 0 else written(size)
-            spoken = f"{names[0]} made into {names[1]}, {NORMS[norm]} {below}"
+            image, spoken = result.adversarial[0], f"{names[0]} made into {names[1]}"
+            if norm is not None:
+                size = float(result.norm(norm).item())
+                below = f"{size:.0f}" if norm == 0 else written(size)
+                spoken = f"{spoken}, {NORMS[norm]} {below}"
         else:
             below, fade, spoken = "failed", ' opacity="0.3"', f"{names[0]} could not be made into {names[1]}"
     frame = "frame own" if target == one else "frame"

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,18 +15,17 @@ from torch import Tensor
 
 from brittle.carrier_cells import ORDERS, SIDES
 from brittle.mask_cells import CLIPPED, WAYS
-from brittle.measures import Flips, Mean, Robustness, Share
+from brittle.measures import Flips, Mean, Robustness, Share, why_not_learned
 from brittle.report.audit import without_images
 from brittle.report.contents import RANDOM, Attack, Carriers, Found, Masks, Model, Report, Units
 from brittle.report.gradients import Split, splits
 from brittle.report.samples import Sample, samples
-from brittle.report.sizes import NORMS
 from brittle.report.verdicts import stated, verdict_sentences
 from brittle.unit_cells import SCOPES
 
-FORMAT = 1  # raise it when a key of results.json changes its meaning or goes away
+FORMAT = 2  # raise it when a key of results.json changes its meaning or goes away
 
-_KEYS = {0.0: "l0", 2.0: "l2", math.inf: "linf"}  # of `mean_change`
+_KEYS = {0.0: "l0", 1.0: "l1", 2.0: "l2", math.inf: "linf"}  # of `mean_change`
 
 COLUMNS = [
     "model",
@@ -35,6 +35,7 @@ COLUMNS = [
     "attack",
     "arithmetic",
     "accuracy",
+    "learned",
     "saturated",
     "rows",
     "rows_right_before",
@@ -50,7 +51,12 @@ COLUMNS = [
     "failures",
     "forwards_mean",
     "backwards_mean",
-    "norm",
+    "budget_norm",
+    "eps",
+    "robust_accuracy",
+    "robust_low",
+    "robust_high",
+    "minimises",
     "size_mean",
     "size_low",
     "size_high",
@@ -127,6 +133,8 @@ def _model(model: Model) -> dict[str, Any]:
         measured = model.measured
         named |= {
             "accuracy": _share(measured.accuracy),
+            "learned": model.learned,
+            "why_not_learned": why_not_learned(measured.accuracy, measured.labels) or None,
             "saturated": _share(measured.saturated),
             "confidence": _mean(measured.confidence),
             "sensitivity": {name: _share(share) for name, share in measured.sensitivity.items()},
@@ -238,14 +246,24 @@ def _attack(attack: Attack) -> dict[str, Any]:
         "options": attack.options,
         "rows": len(attack.rows),
         "complete": attack.complete,
-        "norm": NORMS[attack.norm],
+        "minimises": _norm(attack.minimises),
+        "bound": attack.bound and {"norm": _norm(attack.bound.norm), "eps": attack.bound.eps},
         "over_temperature": attack.over_temperature,
         "targeted": attack.targeted,
         "arithmetic": {
-            name: _found(found) | {"robustness": _robustness(attack.robustness[name]) if attack.sized else None}
+            name: _found(found)
+            | {
+                "robust_accuracy": _share(found.robust) if attack.bounded else None,
+                "robustness": _robustness(attack.robustness[name]) if attack.sized else None,
+            }
             for name, found in attack.found.items()
         },
     }
+
+
+def _norm(norm: float | None) -> int | str | None:
+    """As it is stored: 0, 1, 2 or 'inf'."""
+    return norm if norm is None else "inf" if math.isinf(norm) else int(norm)
 
 
 def _found(found: Found) -> dict[str, Any]:
@@ -307,6 +325,7 @@ def _lines(model: Model) -> Iterator[dict[str, Any]]:
     }
     if model.measured is not None:
         named |= {"accuracy": model.measured.accuracy.value, "saturated": model.measured.saturated.value}
+        named["learned"] = model.learned
     lines = [
         named | {"attack": attack.label, "arithmetic": "" if name == "result" else name} | _numbers(attack, found)
         for attack in model.attacks
@@ -328,9 +347,14 @@ def _numbers(attack: Attack, found: Found) -> dict[str, Any]:
         "failures": success.total - success.count,
         "forwards_mean": found.forwards,
         "backwards_mean": found.backwards,
-        "norm": NORMS[attack.norm],
+        "minimises": _norm(attack.minimises),
         "wrong_before": int(found.trivial.sum()),
     }
+    if attack.bound is not None:
+        numbers |= {"budget_norm": _norm(attack.bound.norm), "eps": attack.bound.eps}
+    if attack.bounded:
+        low, high = found.robust.interval
+        numbers |= {"robust_accuracy": found.robust.value, "robust_low": low, "robust_high": high}
     if attack.sized:
         robustness = attack.robustness[found.arithmetic]
         low, high = robustness.mean.interval
@@ -346,8 +370,11 @@ def _numbers(attack: Attack, found: Found) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As a spreadsheet can take it: a name that begins like a formula gets an apostrophe; NaN is empty."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+    """As a spreadsheet can take it: a name that begins like a formula gets an apostrophe; NaN is empty.
+
+    Spreadsheets skip spaces before a formula, and some read the full-width signs as well.
+    """
+    if isinstance(value, str) and unicodedata.normalize("NFKC", value).lstrip().startswith(("=", "+", "-", "@")):
         return f"'{value}"
     if isinstance(value, float):
         return format(value, ".6g") if math.isfinite(value) else ""

@@ -1,4 +1,4 @@
-"""How large the smallest changes are that attacks find: in words, and over several seeds."""
+"""How large the smallest perturbations are that attacks find: in words, and over several seeds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from brittle.attacks.result import Bound
 from brittle.measures import Mean
 from brittle.report.contents import Attack, Model, Report
 
-NORMS = {0.0: "pixels", 2.0: "L2", math.inf: "L∞"}
+NORMS: dict[float | None, str] = {0.0: "pixels", 1.0: "L1", 2.0: "L2", math.inf: "L∞", None: "–"}
 _RESAMPLES = 2000
 
 
@@ -36,8 +37,20 @@ def phrase(mean: Mean) -> str:
     return f"{written(mean.value)} ({' to '.join(bounds(mean))})"
 
 
+def limit(bound: Bound) -> str:
+    """'L∞ ≤ 0.3', '≤ 10 pixels': the budget of an attack."""
+    return f"≤ {bound.eps:g} pixels" if bound.norm == 0 else f"{NORMS[bound.norm]} ≤ {bound.eps:.3g}"
+
+
+def aim(attack: Attack) -> str:
+    """'smallest L2', 'L∞ ≤ 0.3': what an attack minimises, or its budget; a dash if it says neither."""
+    if attack.bound is not None:
+        return limit(attack.bound)
+    return "–" if attack.minimises is None else f"smallest {NORMS[attack.minimises]}"
+
+
 def labels(report: Report) -> tuple[str, ...]:
-    """Attacks whose change is as small as they can make it and may lead to any class: not pixel attacks."""
+    """Attacks that minimise the size of the perturbation and may lead to any class: not pixel attacks."""
     attacks = [attack for model in report.models for attack in model.attacks]
     return tuple(one for one in report.attacks if any(a.label == one and a.sized and not a.targeted for a in attacks))
 
@@ -55,7 +68,7 @@ def of(models: Sequence[Model], label: str) -> list[tuple[Attack, str]]:
 
 
 def together(found: Sequence[tuple[Attack, str]]) -> Mean:
-    """The mean smallest change over the seeds of a network, each row that was right before and fooled counted once.
+    """The mean smallest perturbation over a network's seeds, each row that was right before and fooled counted once.
 
     With one seed it is the attack's own. With several its interval is that of drawing seeds and rows anew, each by
     itself (Owen 2007, the pigeonhole bootstrap), since all seeds were attacked on the same rows.
@@ -66,7 +79,8 @@ def together(found: Sequence[tuple[Attack, str]]) -> Mean:
     rows = max((int(attack.rows.max()) + 1 for attack, _ in found if len(attack.rows)), default=0)
     sizes = torch.zeros(len(found), rows, dtype=torch.float64)
     for seed, (attack, arithmetic) in enumerate(found):
-        sizes[seed, attack.rows] = attack.found[arithmetic].sizes[attack.norm]
+        assert attack.minimises is not None
+        sizes[seed, attack.rows] = attack.found[arithmetic].sizes[attack.minimises]
     counted = (sizes > 0) & sizes.isfinite()
     total = int(counted.sum())
     if not total:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from brittle.measures import Mean, Share
+from brittle.measures import Mean, Share, why_not_learned
 from brittle.report import claims, sizes
 from brittle.report.claims import Claim
 from brittle.report.contents import BOTH, Attack, Model, Report, remembered
-from brittle.report.lineage import plain
+from brittle.report.lineage import plain, pooled
 from brittle.report.sizes import NORMS, apart
 
 FEW = 4  # networks that a sentence can name one by one
@@ -26,39 +26,51 @@ def stated(report: Report) -> list[Claim]:
     return claims.of(report.paper)(report) if report.paper else []
 
 
+def not_learned(report: Report) -> list[str]:
+    """A sentence for each network that has not learned: nothing is concluded from it."""
+    return [
+        f"{begun(model.title)} has not learned: {why}. Nothing is concluded from it."
+        for model in report.models
+        if model.measured and (why := why_not_learned(model.measured.accuracy, model.measured.labels))
+    ]
+
+
 @remembered
 def verdict_sentences(report: Report) -> list[str]:
-    """What the attacks show: models that only look robust first and together, then each other one by itself.
+    """Networks that have not learned; then what the attacks show, those that only look robust first and together.
 
-    Attacks that look for the smallest change fool nearly every image: of them it says how large that change is.
+    Of attacks that minimise it says how large the perturbations are, of those within a budget the robust accuracy.
     """
     if not report.models:
         return ["The study has no models."]
     groups: dict[str, list[Model]] = {}
     for model in report.models:
-        groups.setdefault(model.label, []).append(model)
+        if model.learned is not False:
+            groups.setdefault(model.label, []).append(model)
     looks = [label for label, models in groups.items() if _only_looks_robust(_pairs(models))]
     sentences = [_looks_robust(looks, [model for label in looks for model in groups[label]])] if looks else []
     told = [label for label, models in groups.items() if _pairs(models) and label not in looks]
     told.sort(key=lambda label: not any(higher(exact, float32) for _, float32, exact in _pairs(groups[label])))
     sentences += [_sentence(label, groups[label]) for label in told]
-    compared = _against_plain(report.models)
+    compared = _against_plain([model for models in groups.values() for model in models])
     sentences += [compared] if compared else []
+    robust = {label: found for label in report.attacks if (found := _robust(groups, label))}
+    sentences += [_within(report, label, found) for label, found in robust.items()]
     means = {attack: _means(groups, attack) for attack in sizes.labels(report)}
     sentences += _about_sizes(report, {attack: found for attack, found in means.items() if found})
-    sized = {label for found in means.values() for label in found}
-    return sentences + _untold({label: groups[label] for label in groups if label not in {*looks, *told, *sized}})
+    counted = {label for found in (*means.values(), *robust.values()) for label in found}
+    sentences += _untold({label: groups[label] for label in groups if label not in {*looks, *told, *counted}})
+    return not_learned(report) + sentences
 
 
 def _untold(groups: Mapping[str, Sequence[Model]]) -> list[str]:
     """Networks of which nothing has been said: those of which the same is to say together."""
     labels: dict[str, list[str]] = {}
     for label, models in groups.items():
-        labels.setdefault(_without_pairs(models, "its"), []).append(label)
+        labels.setdefault(_without_pairs(models), []).append(label)
     return [
-        f"{joined(names) if len(names) <= FEW else f'{len(names)} networks'}: "
-        f"{_without_pairs(groups[names[0]], 'its' if len(names) == 1 else 'their')}."
-        for names in labels.values()
+        f"{begun(joined(names)) if len(names) <= FEW else f'{len(names)} networks'}: {said}."
+        for said, names in labels.items()
     ]
 
 
@@ -73,18 +85,16 @@ def _pairs(models: Sequence[Model]) -> list[tuple[str, Share, Share]]:
 
 
 def _only_looks_robust(pairs: Sequence[tuple[str, Share, Share]]) -> bool:
-    """Every attack is clearly stronger when exact; in float32 most images withstand it, exactly most do not."""
+    """Every attack is clearly stronger when exact; in float32 most images are not fooled, exactly most are."""
     return bool(pairs) and all(
         higher(exact, float32) and float32.value < 0.5 <= exact.value for _, float32, exact in pairs
     )
 
 
 def _looks_robust(labels: Sequence[str], models: Sequence[Model]) -> str:
-    pairs = _pairs(models)
     one = len(labels) == 1
     return (
-        f"{joined(labels)} only look{'s' if one else ''} robust: {_attacks(pairs)} {_fool(pairs)} of "
-        f"{'its' if one else 'their'} images in float32 and {spread([e for _, _, e in pairs])} in exact arithmetic. "
+        f"{begun(joined(labels))} only look{'s' if one else ''} robust: {_fooled(_pairs(models))}. "
         f"{'Its' if one else 'Their'} robustness is an artefact of float32."
     )
 
@@ -92,38 +102,34 @@ def _looks_robust(labels: Sequence[str], models: Sequence[Model]) -> str:
 def _sentence(label: str, models: Sequence[Model]) -> str:
     pairs = _pairs(models)
     worse = sum(higher(exact, float32) for _, float32, exact in pairs)
-    numbers = (
-        f"{_attacks(pairs)} {_fool(pairs)} of its images in float32 and {spread([e for _, _, e in pairs])} in exact "
-        "arithmetic"
-    )
+    label, numbers = begun(label), _fooled(pairs)
     if worse:
         part = "" if worse == len(pairs) else f" in {number(worse)} of {number(len(pairs))} comparisons"
         return f"{label} is weaker than float32 shows{part}: {numbers}."
     if any(higher(float32, exact) for _, float32, exact in pairs):
         return f"{label}: {numbers}, where at least one attack is weaker than in float32."
-    return f"{label}: the arithmetic makes no difference that these rows could show: {numbers}."
+    return f"{label}: no measurable difference between float32 and exact arithmetic: {numbers}."
 
 
-def _without_pairs(models: Sequence[Model], its: str) -> str:
-    single = [
-        found.success
-        for model in models
-        for attack in model.attacks
-        for found in attack.found.values()
-        if found.success.total
-    ]
+def _without_pairs(models: Sequence[Model]) -> str:
+    found = [one for model in models for attack in model.attacks for one in attack.found.values()]
+    single = [one.success for one in found if one.success.total]
     if single:
-        return f"the attacks fool {spread(single)} of {its} images; float32 and exact arithmetic were not both tried"
+        return f"{spread(single)} of the test images were fooled"
+    if found:
+        return "no test image was classified correctly before the attack"
     if any(model.attacks for model in models):
         return "no attack is finished yet"
     units = [one for model in models for one in model.units]
     if units:
         strongest, weakest = ([one.needed(kind) for one in units] for kind in ("strongest", "weakest"))
+        total = units[0].profile.shape[1]
         return (
-            f"half of a class is lost when {_about(strongest)} of {its} {units[0].profile.shape[1]} strongest units "
-            f"are gone, or {_about(weakest)} of the weakest"
+            f"removing the {_about(strongest)} strongest of {total} units halves a class's accuracy; it takes "
+            f"{_about(weakest)} if the weakest are removed first"
         )
-    return "it was not attacked" if its == "its" else "they were not attacked"
+    accuracy = pooled([model.measured.accuracy for model in models if model.measured])
+    return f"test accuracy {_percent(accuracy)}" if accuracy else "not done yet"
 
 
 def _about(counts: Sequence[float]) -> str:
@@ -135,7 +141,7 @@ def _about(counts: Sequence[float]) -> str:
 def _against_plain(models: Sequence[Model]) -> str:
     """Whether models that are defended are harder to fool, computed exactly, than those that are not."""
     undefended = [model for model in models if model.temperature == 1 and model.teacher is None]
-    defended = [model for model in models if model not in undefended]
+    defended = [model for model in models if model.temperature != 1 or model.teacher is not None]
     plain_labels = list(dict.fromkeys(model.label for model in undefended))
     if len(plain_labels) != 1 or not defended:
         return ""
@@ -157,11 +163,44 @@ def _against_plain(models: Sequence[Model]) -> str:
     return f"In exact arithmetic no attack finds {names} harder to fool than {plain_labels[0]}."
 
 
-# Smallest changes ---------------------------------------------------------------------------------------------------
+# Attacks within a budget --------------------------------------------------------------------------------------------
+
+
+def _robust(groups: Mapping[str, Sequence[Model]], attack: str) -> dict[str, Share]:
+    """By model label, the robust accuracy under an attack within a budget, all seeds; empty if it has no budget."""
+    found = {
+        label: pooled([one.found[name].robust for one, name in sizes.of(models, attack) if one.bounded])
+        for label, models in groups.items()
+    }
+    return {label: share for label, share in found.items() if share}
+
+
+def _within(report: Report, attack: str, found: Mapping[str, Share]) -> str:
+    """The robust accuracy of each network, or of the two that lie farthest apart."""
+    bound = next(a.bound for model in report.models for a in model.attacks if a.label == attack and a.bound)
+    said = f"Under {attack} ({sizes.limit(bound)})"
+    if len(found) == 1:
+        ((label, share),) = found.items()
+        return f"{said} {_percent(share)} of {share.total} test images are still classified correctly by {label}."
+    if len(found) <= FEW:
+        return (
+            f"{said} the robust accuracy is {joined([f'{_percent(share)} for {one}' for one, share in found.items()])}."
+        )
+    low, high = (choose(found, key=lambda label: found[label].value) for choose in (min, max))
+    lowest, highest = (f"{_percent(found[label])} for {label}" for label in (low, high))
+    return f"{said} the robust accuracy lies between {lowest} and {highest}."
+
+
+def _percent(share: Share) -> str:
+    """'83 % (75 to 89)'."""
+    return f"{percent(share)} % ({' to '.join(bounds(share))})"
+
+
+# Smallest perturbations ---------------------------------------------------------------------------------------------
 
 
 def _means(groups: Mapping[str, Sequence[Model]], attack: str) -> dict[str, Mean]:
-    """By model label, the mean smallest change over all seeds; without those of which no image was fooled."""
+    """By model label, the mean smallest perturbation over all seeds; without those of which no image was fooled."""
     found = {label: sizes.together(sizes.of(models, attack)) for label, models in groups.items()}
     return {label: mean for label, mean in found.items() if mean.rows}
 
@@ -179,22 +218,22 @@ def _about_sizes(report: Report, means: Mapping[str, Mapping[str, Mean]]) -> lis
 
 
 def _scaled(attack: str, straight: Mapping[str, Mean], over: Mapping[str, Mean]) -> list[str]:
-    """Networks that the same attack breaks with smaller changes when their logits are divided by T."""
+    """Networks that the same attack breaks with smaller perturbations when their logits are divided by T."""
     weaker = [label for label in over if label in straight and apart(straight[label], over[label]) == 1]
     if not weaker:
         return []
     one = max(weaker, key=lambda label: straight[label].value - over[label].value)
     look = "looks" if len(weaker) == 1 else "look"
-    names = _begun(_named(weaker, len(over)), weaker)
+    names = begun(_named(weaker, len(over)))
     return [
-        f"{names} only {look} as robust as {attack} shows: on the logits over T it finds smaller changes, "
+        f"{names} only {look} as robust as {attack} shows: on the logits over T it finds smaller perturbations, "
         f"{sizes.phrase(over[one])} instead of "
         f"{sizes.phrase(straight[one])}{f' for {one}' if len(weaker) > 1 else ''}."
     ]
 
 
 def _larger_than_plain(base: str | None, means: Mapping[str, Mapping[str, Mean]]) -> str:
-    """Which networks need larger changes than the plain one, as far as their intervals lie apart."""
+    """Which networks need larger perturbations than the plain one, as far as their intervals lie apart."""
     compared: dict[str, list[int]] = {}
     for found in means.values():
         plain_mean = found.get(base) if base else None
@@ -210,14 +249,14 @@ def _larger_than_plain(base: str | None, means: Mapping[str, Mapping[str, Mean]]
     rest = len(compared) - len(more) - len(less)
     if not more and not less:
         alike = "differs" if tried == 1 else "differs under every attack"
-        return f"No network {alike} from {base} in how large a change fools it, as far as these images can show."
+        return f"No network {alike} from {base} in how large a perturbation fools it, as far as these images can show."
     parts = [
-        f"{_named(labels, len(compared))} {'needs' if len(labels) == 1 else 'need'} {words} changes than {base}"
+        f"{_named(labels, len(compared))} {'needs' if len(labels) == 1 else 'need'} {words} perturbations than {base}"
         for labels, words in ((more, "larger"), (less, "smaller"))
         if labels
     ]
     unlike = f"; for the other {number(rest)} that cannot be said" if rest else ""
-    return f"{_begun(' and '.join(parts), more or less)} to be fooled{by_every}{unlike}."
+    return f"{begun(' and '.join(parts))} to be fooled{by_every}{unlike}."
 
 
 def _named(labels: Sequence[str], of: int) -> str:
@@ -228,20 +267,21 @@ def _named(labels: Sequence[str], of: int) -> str:
     return f"{number(len(labels))} of the {number(of)} other networks"
 
 
-def _begun(text: str, labels: Sequence[str]) -> str:
-    """With a capital, unless it begins with the name of a model."""
-    return text if len(labels) <= FEW else text[0].upper() + text[1:]
+def begun(text: str) -> str:
+    """As a sentence begins."""
+    return text[:1].upper() + text[1:]
 
 
 def _smallest(attack: Attack, means: Mapping[str, Mean], withstood: int) -> str:
     """The mean of each network, or of the two that lie farthest apart."""
-    said = f"In {NORMS[attack.norm]}, the smallest changes that {attack.label} finds are on average"
+    assert attack.minimises is not None
+    said = f"In {NORMS[attack.minimises]}, the smallest perturbations that {attack.label} finds are on average"
     if len(means) <= FEW:
         said = f"{said} {joined([f'{sizes.phrase(mean)} for {label}' for label, mean in means.items()])}"
     else:
         low, high = (choose(means, key=lambda label: means[label].value) for choose in (min, max))
         said = f"{said} between {sizes.phrase(means[low])} for {low} and {sizes.phrase(means[high])} for {high}"
-    return f"{said}, without {withstood} images that withstood." if withstood else f"{said}."
+    return f"{said}, without {withstood} images that were not fooled." if withstood else f"{said}."
 
 
 def _withstood(report: Report, attack: str) -> int:
@@ -290,6 +330,11 @@ def _attacks(pairs: Sequence[tuple[str, Share, Share]]) -> str:
     return labels[0] if len(labels) == 1 else f"the {number(len(labels))} attacks"
 
 
-def _fool(pairs: Sequence[tuple[str, Share, Share]]) -> str:
+def _fooled(pairs: Sequence[tuple[str, Share, Share]]) -> str:
+    """'the two attacks fool 0 to 9 % of its test images in float32 and 91 to 100 % in exact arithmetic'."""
     single = len({label for label, _, _ in pairs}) == 1
-    return f"fool{'s' if single else ''} {spread([float32 for _, float32, _ in pairs])}"
+    float32, exact = spread([one for _, one, _ in pairs]), spread([one for _, _, one in pairs])
+    return (
+        f"{_attacks(pairs)} fool{'s' if single else ''} {float32} of the test images in float32 and {exact} in exact "
+        "arithmetic"
+    )

@@ -1,35 +1,30 @@
 """The claims of Lo and Ding, "Understanding Deep Networks with Gradients".
 
-The paper has one network of each kind. What it says is judged over seeds: each seed gives one number, the mean over the
-classes whose units go, or over the targets of masks, and the interval is Student's, of the seeds' numbers. With one
-seed there is no interval, and nothing is judged.
+The paper has one network of each kind. Its claims are judged over seeds: each seed gives one number, the mean over the
+classes whose units go, or over the targets of masks, and the interval is Student's, of the seeds' numbers. One seed has
+no interval, and nothing is judged by it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from brittle.measures import Mean, Share, mean_of_seeds
+from brittle.measures import Share, mean_of_seeds
 from brittle.report import eta_curves, knockouts
-from brittle.report.claims import Claim, Number, once
+from brittle.report.claims import Claim, Number, Rule, above, below, between, claim, far_from, near, seeds
 from brittle.report.contents import RANDOM, Masks, Report, Units
-from brittle.report.profiles import agreement
+from brittle.report.profiles import tau
 
+EPOCHS = {"yale-faces": 250, "cifar10": 28}  # sections IV-B, VII-A: 10,000 iterations are 28 epochs
 FACES = Share(2, 41)  # wrong test faces: the published 4.88 %
 FEW, SOME, MANY = 2, 3, 10  # units gone of which the paper speaks
 OUT_OF_ORDER = 80  # percent: of 15 classes, one that takes all images for one class has 93 % wrong
-ERRORS = {"pseudo_alexnet": 34.19, "mlp": 54.22}  # test error on CIFAR-10, %
 _CONTROL = "not in the paper: its control"
-_AGAINST = {  # the orders that the strongest units are compared with, and what is said of each
-    "weakest": ("Without strong units a network errs more than without weak ones.", "section V-D", "figure 2 only"),
-    RANDOM: ("Without strong units it errs more than without units drawn at random.", _CONTROL, "–"),
-    "least active": ("Strong units matter more than those that are least active.", _CONTROL, "–"),
-}
-BEST = (5000.0, 10_000.0)  # eta, of 0..255 pixels
+Values = Sequence[float]  # one a seed
 
 
 def claims(report: Report) -> list[Claim]:
@@ -37,146 +32,141 @@ def claims(report: Report) -> list[Claim]:
     found = [one for _, one in next(iter(knockouts.tables(report).values()), [])]
     units = [one for one in found if len(one.gone) == one.profile.shape[1] + 1]  # claims count single units
     masks = [one for _, one in eta_curves.tables(report)]
+    lacking = far_from(report.models, EPOCHS.get(report.data, 0))
+    made = [*_errors(report), *_order(units), *_spread(units), *_critical(units), *_masks(masks), *_others_masks(masks)]
+    of = seeds(len({model.seed for model in report.models}))
     return [
-        _error_of_faces(report),
-        *_stability(units),
-        *_order(units),
-        *_spread(units),
-        *_critical(units),
-        *_errors_on_cifar(report),
-        _shared_mask(masks),
-        *_own_masks(masks),
-        *_others_masks(masks),
+        claim(says, where, published, rule, f"{compared}, {of}", exact=number, lacking=lacking)
+        for says, where, published, rule, compared, number in made
     ]
 
 
-# Parts --------------------------------------------------------------------------------------------------------------
+Made = tuple[str, str, str, Rule, str, Number]  # what a claim says, where, the published number, and ours
 
 
-def _over(values: Sequence[float], unit: str, digits: int = 1, scale: float = 1.0) -> Number | None:
-    """The mean over seeds; None unless there are at least two that have a number."""
+def _over(values: Values, unit: str, scale: float = 1.0, digits: int = 1) -> Number:
+    """The mean over those seeds that have a number."""
     known = [value for value in values if math.isfinite(value)]
-    return Number.of(mean_of_seeds(known), unit, scale=scale, digits=digits) if len(known) > 1 else None
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' if count != 1 else ''}"
+    return Number.of(mean_of_seeds(known), unit, scale=scale, digits=digits)
 
 
 def _at(units: Sequence[Units], kind: str, scope: str, gone: int) -> list[float]:
     """Error of each seed when so many units have gone."""
-    return [float(one) for one in knockouts.over_classes(units, kind, scope)[:, gone]] if _long(units, gone) else []
+    return knockouts.over_classes(units, kind, scope)[:, gone].tolist() if _long(units, gone) else []
 
 
 def _mean_to(units: Sequence[Units], kind: str, scope: str, gone: int) -> list[float]:
     """Mean error of each seed while the first 1, ..., `gone` units go."""
-    if not _long(units, gone):
-        return []
-    return [float(one) for one in knockouts.over_classes(units, kind, scope)[:, 1 : gone + 1].mean(1)]
+    return knockouts.over_classes(units, kind, scope)[:, 1 : gone + 1].mean(1).tolist() if _long(units, gone) else []
 
 
 def _long(units: Sequence[Units], gone: int) -> bool:
     return bool(units) and units[0].wrong.shape[-1] > gone
 
 
-def _less(ones: Sequence[float], others: Sequence[float]) -> list[float]:
+def _less(ones: Values, others: Values) -> list[float]:
     """Seed by seed; empty where a network has too few units for one of them."""
     return [one - other for one, other in zip(ones, others, strict=True)] if ones and others else []
 
 
-def _above(number: Number) -> bool:
-    return number.low > 0
+# IV-B, VII-A, X-B: accuracy ------------------------------------------------------------------------------------------
+
+
+def _errors(report: Report) -> list[Made]:
+    published = Number.percent(FACES)
+    theirs = between(round(published.low, 1), round(published.high, 1), f"%, theirs for {FACES.total} faces")
+    faces, alexnet, mlp = (_over(_error(report, name), "%", 100) for name in ("faces", "pseudo_alexnet", "mlp"))
+    alexnets, mlps = (
+        "The pseudo-AlexNet misclassifies 34.19 % of CIFAR-10.",
+        "The MLP misclassifies 54.22 % of CIFAR-10.",
+    )
+    return [
+        ("The network misclassifies 4.88 % of the test faces.", "section IV-B", "4.88 %", theirs, "Test error", faces),
+        (alexnets, "section VII-A", "34.19 %", near(34.19, 1, "%"), "Test error", alexnet),
+        (mlps, "section X-B", "54.22 %", near(54.22, 1, "%"), "Test error", mlp),
+    ]
+
+
+def _error(report: Report, name: str) -> list[float]:
+    """Test error of each seed: of all networks on the faces, of those of a name on CIFAR-10."""
+    if report.data != ("yale-faces" if name == "faces" else "cifar10"):
+        return []
+    return [1 - m.measured.accuracy.value for m in report.models if m.measured and name in ("faces", m.name)]
 
 
 # V: units -----------------------------------------------------------------------------------------------------------
 
 
-def _error_of_faces(report: Report) -> Claim:
-    measured = [model.measured for model in report.models if model.measured] if report.data == "yale-faces" else []
-    errors = [1 - one.accuracy.value for one in measured]
-    published = Number.percent(FACES)
-    return Claim(
-        "The network errs on 4.88 % of the test faces.",
-        "section IV-B",
-        f"{FACES.count} of {FACES.total}: {published}",
-        *once(_over(errors, "%", scale=100), lambda n: n.meets(published.low, published.high)),
-        f"Holds if both intervals meet; theirs is Wilson's of {FACES.total} faces; {_seeds(len(errors))}.",
+def _order(units: Sequence[Units]) -> list[Made]:
+    taus = [tau(one) for one in units]
+    within, across = (_over(values, "", 1, 2) for values in (zip(*taus, strict=True) if taus else ([], [])))
+    profiles = (
+        "Units of strong gradients stay the same over the images of one class: each class has its own profile.",
+        "section V-A, table II",
+        "pictures only",
+        above(0),
+        f"Kendall's τ between the rankings of two images of a class ({within}), less that of two classes ({across})",
+        _over([one - other for one, other in taus], "", 1, 2),
     )
+    against = {  # the orders that the strongest units are compared with, and what is said of each
+        "weakest": (
+            "Removing strong units causes more errors than removing weak ones.",
+            "section V-D",
+            "figure 2 only",
+        ),
+        RANDOM: ("Removing strong units causes more errors than removing random ones.", _CONTROL, "–"),
+        "least active": ("Strong units matter more than the least active ones.", _CONTROL, "–"),
+    }
+    return [profiles, *((*said, above(0), *_against(units, kind)) for kind, said in against.items())]
 
 
-def _stability(units: Sequence[Units]) -> list[Claim]:
-    within, between, gap = agreement(units) if units else (None, None, None)
-    return [
-        Claim(
-            "Units of strong gradients stay the same over the images of one class: each has a profile of its own.",
-            "section V-A, table II",
-            "pictures only",
-            *once(_number(gap), _above),
-            f"Kendall's τ between the rankings of two images of a class, less that of two classes; holds if it lies "
-            f"above 0; {_seeds(len(units))}. Within: {_number(within) or '–'}; between: {_number(between) or '–'}.",
-        )
-    ]
-
-
-def _number(mean: Mean | None) -> Number | None:
-    return Number.of(mean, "", digits=2) if mean and mean.rows > 1 else None
-
-
-def _order(units: Sequence[Units]) -> list[Claim]:
-    return [_against(units, kind, *said) for kind, said in _AGAINST.items()]
-
-
-def _against(units: Sequence[Units], kind: str, says: str, where: str, published: str) -> Claim:
+def _against(units: Sequence[Units], kind: str) -> tuple[str, Number]:
     done = [one for one in units if kind in one.kinds]
 
-    def gap(scope: str) -> Number | None:
-        ones, others = (_mean_to(done, each, scope, MANY) for each in ("strongest", kind))
-        return _over(_less(ones, others), "points", scale=100)
+    def gaps(scope: str) -> list[float]:
+        return _less(*(_mean_to(done, each, scope, MANY) for each in ("strongest", kind)))
 
-    return Claim(
-        says,
-        where,
-        published,
-        *once(gap("overall"), _above),
-        f"Error over all images while the first {MANY} units go, mean, strongest less {kind}; holds if above 0; "
-        f"{_seeds(len(done))}. On held-out images: {gap('overall, held out') or '–'}.",
-    )
+    held_out = _over(gaps("overall, held out"), "points", 100)
+    compared = f"Mean error over all images while the first {MANY} units go, strongest less {kind}"
+    return f"{compared} (on held-out images {held_out})", _over(gaps("overall"), "points", 100)
 
 
-def _spread(units: Sequence[Units]) -> list[Claim]:
-    start, three = _at(units, "strongest", "overall", 0), _others(units, MANY)
+def _spread(units: Sequence[Units]) -> list[Made]:
+    start, rest = _at(units, "strongest", "overall", 0), _others(units, MANY)
     within, overall = (_mean_to(units, "strongest", scope, MANY) for scope in ("within", "overall"))
-    ends = _at(units, "strongest", "overall", MANY)
-    weak = _at(units, "weakest", "overall", MANY)
+    ends, weak = (_at(units, kind, "overall", MANY) for kind in ("strongest", "weakest"))
     return [
-        Claim(
-            "The loss spans classes: without one class's strongest units the network errs on the others too.",
+        (
+            "Removing one class's strongest units also causes errors on the other classes.",
             "abstract; section V-D",
             "figure only",
-            *once(_over(_less(three, start), "points", scale=100), _above),
-            f"Error on images of the other classes, {MANY} units gone, less the error with none; holds if above 0; "
-            f"{_seeds(len(start))}.",
+            above(0),
+            f"Error on images of the other classes, {MANY} units gone, less the error with none",
+            _over(_less(rest, start), "points", 100),
         ),
-        Claim(
+        (
             "The error within the class rises faster than over all classes.",
             "section V-D",
             "figure only",
-            *once(_over(_less(within, overall), "points", scale=100), _above),
-            f"Mean while the {MANY} strongest go; holds if above 0; {_seeds(len(within))}.",
+            above(0),
+            f"Mean error within the class, less that over all, while the {MANY} strongest go",
+            _over(_less(within, overall), "points", 100),
         ),
-        Claim(
+        (
             f"Without the {MANY} strongest units of any class the network fails almost completely.",
             "section V-D, figure 2",
             "near 100 %",
-            *once(_over(ends, "%", scale=100), lambda n: n.low > OUT_OF_ORDER),
-            f"Error over all images; holds if the interval lies above {OUT_OF_ORDER} %; {_seeds(len(ends))}.",
+            above(OUT_OF_ORDER, "%"),
+            "Error over all images",
+            _over(ends, "%", 100),
         ),
-        Claim(
-            f"Without the {MANY} weakest it errs on less than 25 %.",
+        (
+            f"Without the {MANY} weakest units the error is below 25 %.",
             "section V-D, figure 2",
             "< 25 %",
-            *once(_over(weak, "%", scale=100), lambda n: n.high < 25),
-            f"Error over all images; holds if the interval lies below 25 %; {_seeds(len(weak))}.",
+            below(25, "%"),
+            "Error over all images",
+            _over(weak, "%", 100),
         ),
     ]
 
@@ -192,41 +182,43 @@ def _others(units: Sequence[Units], gone: int) -> list[float]:
     return found
 
 
-def _critical(units: Sequence[Units]) -> list[Claim]:
+def _critical(units: Sequence[Units]) -> list[Made]:
     few = _at(units, "strongest", "overall", FEW)
     needed, slower = ([one.needed(kind) for one in units] for kind in ("strongest", "weakest"))
     half = (units[0].wrong.shape[-1] - 1) // 2 if units else 0
     strong, weak = _at(units, "strongest", "overall", SOME), _at(units, "weakest", "overall", half)
     return [
-        Claim(
+        (
             f"Without {FEW} of the strongest units performance remains high.",
             "section VI",
             "figure only",
-            *once(_over(few, "%", scale=100), lambda n: n.high < 25),
-            f"Error over all images; holds if the interval lies below 25 %, as above; {_seeds(len(few))}.",
+            below(25, "%"),
+            "Error over all images",
+            _over(few, "%", 100),
         ),
-        Claim(
+        (
             "A class is lost once a critical number of its strongest units has gone.",
             "abstract; section V-D",
             "4 to 8 units",
-            *once(_over(needed, "units"), lambda n: n.meets(4, 8)),
-            f"Units gone until half of its images are wrong, mean over the classes; holds if it meets 4 to 8; "
-            f"{_seeds(len(needed))}.",
+            between(4, 8, "units"),
+            "Units gone until half of the class's images are wrong, mean over the classes",
+            _over(needed, "units"),
         ),
-        Claim(
+        (
             "That number depends on the gradient of the units that go.",
             "abstract",
             "figure only",
-            *once(_over(_less(slower, needed), "units"), _above),
-            f"Units until half are wrong, weakest less strongest first; holds if above 0; {_seeds(len(needed))}.",
+            above(0),
+            "Units gone until half are wrong, weakest first less strongest first",
+            _over(_less(slower, needed), "units"),
         ),
-        Claim(
+        (
             "Three strong units are worth the weaker half of all.",
             "section VI",
             "the same",
-            *once(_over(_less(strong, weak), "points", scale=100), lambda n: n.low > -15 and n.high < 15),
-            f"Error over all images, {SOME} strongest gone, less that of the {half} weakest; holds if it lies "
-            f"within 15 points of 0; {_seeds(len(strong))}.",
+            near(0, 15, "points"),
+            f"Error over all images, {SOME} strongest gone, less that with the {half} weakest gone",
+            _over(_less(strong, weak), "points", 100),
         ),
     ]
 
@@ -234,56 +226,36 @@ def _critical(units: Sequence[Units]) -> list[Claim]:
 # VII to X: masks ----------------------------------------------------------------------------------------------------
 
 
-def _errors_on_cifar(report: Report) -> list[Claim]:
-    found = []
-    for name, published in ERRORS.items():
-        models = [model for model in report.models if model.name == name and report.data == "cifar10"]
-        errors = [1 - model.measured.accuracy.value for model in models if model.measured]
-        found.append(
-            Claim(
-                f"The {'pseudo-AlexNet' if name == 'pseudo_alexnet' else 'MLP'} errs on {published} % of CIFAR-10.",
-                "section VII-A" if name == "pseudo_alexnet" else "section X-B",
-                f"{published} %",
-                *once(_over(errors, "%", scale=100), lambda n, at=published: n.meets(at - 1, at + 1)),
-                f"Test error; holds if the interval comes within a point of it; {_seeds(len(errors))}.",
-            )
-        )
-    return found
-
-
-def _shared_mask(masks: Sequence[Masks]) -> Claim:
-    errors = [float((1 - one.fooled[1] / one.counted[1]).nanmean()) for one in masks]
-    return Claim(
-        "One mask for all images does not take them to the target: masks do not generalise within a class.",
-        "section VIII-A",
-        "88 % error",
-        *once(_over(errors, "%", scale=100), lambda n: n.low > 50),
-        "Held-out images of other classes that are not taken for the target, kept in [0, 1], mean over all targets; "
-        f"holds if most are not; {_seeds(len(masks))}.",
-    )
-
-
-def _own_masks(masks: Sequence[Masks]) -> list[Claim]:
+def _masks(masks: Sequence[Masks]) -> list[Made]:
+    shared = [float((1 - one.fooled[1] / one.counted[1]).nanmean()) for one in masks]
     best = [float(torch.tensor(one.etas, dtype=torch.float64)[one.best()].mean()) for one in masks]
     reached = [float(_at_best(one, "trained").mean()) for one in masks]
     sizes = [[float(one.sizes[place].mean()) for one in masks] for place in (0, 1)]
-    norms = [str(_over(each, name, digits=2) or "–") for each, name in zip(sizes, ("in L2", "in L∞"), strict=True)]
+    norms = [str(_over(each, name, 1, 2)) for each, name in zip(sizes, ("in L2", "in L∞"), strict=True)]
     return [
-        Claim(
+        (
+            "One mask for all images does not take them to the target: masks do not generalise within a class.",
+            "section VIII-A",
+            "88 % error",
+            above(50, "%"),
+            "Held-out images of other classes, kept in [0, 1], not taken for the target, mean over all targets",
+            _over(shared, "%", 100),
+        ),
+        (
             "The best η lies between 5 000 and 10 000.",
             "section IX-A, figure 6",
             "5 000 to 10 000",
-            *once(_over(best, "", digits=0), lambda n: n.low >= BEST[0] and n.high <= BEST[1]),
-            f"Unclipped, training images, of pixels in 0..255, mean over the targets; holds if it lies there; "
-            f"{_seeds(len(masks))}.",
+            between(5000, 10_000),
+            "Best η, unclipped, training images, of pixels in 0..255, mean over the targets",
+            _over(best, "", 1, 0),
         ),
-        Claim(
+        (
             "With the best η any image becomes any class, with very little error.",
             "section IX-A, figure 6",
             "figure only",
-            *once(_over(reached, "%", scale=100), lambda n: n.low > 90),
-            "Training images taken for the target, unclipped, mean over the targets; holds if above 90 %; mean size "
-            f"{norms[0]}, {norms[1]}; {_seeds(len(masks))}.",
+            above(90, "%"),
+            f"Training images taken for the target, unclipped, mean over the targets, mean size {', '.join(norms)}",
+            _over(reached, "%", 100),
         ),
     ]
 
@@ -293,39 +265,26 @@ def _at_best(masks: Masks, way: str) -> Tensor:
     return masks.success(way).gather(1, masks.best()[:, None])[:, 0]
 
 
-def _others_masks(masks: Sequence[Masks]) -> list[Claim]:
-    found = []
-    told: dict[str, tuple[str, str, Callable[[Number], bool], str]] = {
-        "held out": (
-            "The same η serves for images that it was not chosen on.",
-            "not in the paper",
-            lambda n: n.low > -5,
-            "holds if less than 5 points are lost",
-        ),
+def _others_masks(masks: Sequence[Masks]) -> list[Made]:
+    told = {
+        "held out": ("The same η serves for images that it was not chosen on.", "not in the paper", "–", above(-5)),
         "borrowed": (
             "The mask of the nearest training image does not reach the target reliably.",
             "section X-A, figure 8",
-            lambda n: n.high < 0,
-            "holds if the interval lies below 0",
+            "figure only",
+            below(0),
         ),
         "transferred": (
             "On the MLP the masks are not nearly as effective.",
             "section X-B, figure 8",
-            lambda n: n.high < 0,
-            "holds if the interval lies below 0",
+            "figure only",
+            below(0),
         ),
     }
-    for way, (says, where, holds, rule) in told.items():
+    found = []
+    for way, said in told.items():
         gaps = [float((_at_best(one, way) - _at_best(one, "trained")).nanmean()) for one in masks]
-        share = _over([float(_at_best(one, way).nanmean()) for one in masks], "%", scale=100) or "–"
-        found.append(
-            Claim(
-                says,
-                where,
-                "–" if where.startswith("not") else "figure only",
-                *once(_over(gaps, "points", scale=100), holds),
-                f"Success at the best η, less that of the model's own masks on training images; {rule}; "
-                f"{_seeds(len(masks))}. Success itself: {share}.",
-            )
-        )
+        share = _over([float(_at_best(one, way).nanmean()) for one in masks], "%", 100)
+        compared = f"Success at the best η ({share}), less that of the model's own masks on training images"
+        found.append((*said, compared, _over(gaps, "points", 100)))
     return found

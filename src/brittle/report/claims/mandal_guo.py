@@ -1,12 +1,13 @@
 """The claims of Mandal and Guo, "Improving Defensive Distillation using Teacher Assistant".
 
-Two networks of one chain are compared image by image, over those that both have right. What is claimed of a way to
-train is judged over seeds: the interval is Student's, of the seeds' means. With one seed it is that of the images, and
-says nothing of another training.
+Two networks of one chain are compared image by image, over those that both classify correctly. What is claimed of a way
+to train is judged over seeds: the interval is Student's, of the seeds' means. With one seed it is that of the images,
+and says nothing of another training.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,23 +16,29 @@ from torch import Tensor
 
 from brittle import measures
 from brittle.measures import NEGLIGIBLE, Mean
-from brittle.report.claims import Claim, Number, Verdict, both, once
+from brittle.report.claims import Claim, Number, above, below, between, both, claim, far_from, near, seeds
 from brittle.report.contents import Attack, Model, Report
 
+EPOCHS = 50  # section IV
+MARGIN = {"mnist": 0.5, "cifar10": 1.0}  # points by which the accuracy may differ from the published one
 PUBLISHED = {"mnist": (99.38, 0.15), "cifar10": (77.72, 1.2)}  # accuracy at T = 1, %; by how much it varies, points
 NORMS = {0.0: "L0", 2.0: "L2", math.inf: "L∞"}
+Made = Callable[..., Claim]  # `claims.claim`, and what the study lacks
 Rows = Callable[[Model], Tensor | None]  # (N,) of a model, NaN where an image does not count; None if not done
 
 
 def claims(report: Report) -> list[Claim]:
     """Each claim that the paper makes, in its order, and what it takes for granted; see `claims.of`."""
     chains = _Chains(report)
+    made, attacked = (
+        functools.partial(claim, lacking=far_from(chains.all(), EPOCHS, n)) for n in (None, chains.images())
+    )
     return [
-        *_accuracy(chains),
-        *_sensitivity(chains),
-        *(claim for p in NORMS for claim in _robustness(chains, p)),
-        _order_of_norms(chains),
-        _confidence(chains),
+        *_accuracy(chains, made),
+        *_sensitivity(chains, attacked),
+        *(one for p in NORMS for one in _robustness(chains, p, attacked)),
+        _order_of_norms(chains, attacked),
+        _confidence(chains, made),
     ]
 
 
@@ -51,10 +58,9 @@ class _Chains:
                 self.models.setdefault((model.temperature, model.generation, model.seed), model)
             else:
                 self.control.setdefault(model.seed, model)
-        self.temperatures, self.generations, self.seeds = (sorted(set(axis)) for axis in self._axes())
-
-    def _axes(self) -> Iterator[tuple]:
-        yield from zip(*self.models, strict=True) if self.models else ((), (), ())
+        self.temperatures = sorted({temperature for temperature, _, _ in self.models})
+        self.generations = sorted({generation for _, generation, _ in self.models})
+        self.seeds = sorted({seed for _, _, seed in self.models})
 
     def hotter(self) -> list[tuple[Model, Model]]:
         """The networks of the highest temperature, each beside that of the lowest in its generation and seed."""
@@ -78,10 +84,19 @@ class _Chains:
             (m, self.control[s]) for (_, g, s), m in self.models.items() if g == last and last and s in self.control
         ]
 
-    def over(self, pairs: Sequence[tuple[Model, Model]]) -> str:
-        """'T = 40 against 1, 3 seeds'."""
-        seeds = len({model.seed for model, _ in pairs})
-        return f"{len(pairs)} pair{'s' if len(pairs) != 1 else ''} of networks, {seeds} seed{'s' if seeds != 1 else ''}"
+    def all(self) -> list[Model]:
+        """Every network of the chains, and the controls."""
+        return [*self.models.values(), *self.control.values()]
+
+    def images(self) -> int | None:
+        """How many are under attack; None if none are."""
+        attacks = (attack for model in self.all() for attack in model.attacks if attack.found and not attack.targeted)
+        return max((len(attack.rows) for attack in attacks), default=None)
+
+
+def over(pairs: Sequence[tuple[Model, Model]]) -> str:
+    """'9 pairs of networks, 3 seeds'."""
+    return f"{len(pairs)} pair{'s' if len(pairs) != 1 else ''} of networks, {seeds(len({m.seed for m, _ in pairs}))}"
 
 
 def difference(pairs: Sequence[tuple[Model, Model]], rows: Rows, other_rows: Rows | None = None) -> Mean:
@@ -144,10 +159,10 @@ def _sizes(p: float, *, of: float | None = None, over_temperature: bool = False)
 
 
 def _attack(model: Model, p: float, *, over_temperature: bool = False) -> Attack | None:
-    """The finished untargeted attack that keeps the norm p small."""
+    """The finished untargeted attack that minimises the norm p."""
     for attack in model.attacks:
         untargeted = all("targets" not in found.packed for found in attack.found.values())
-        same = (attack.norm, attack.over_temperature) == (p, over_temperature)
+        same = (attack.minimises, attack.over_temperature) == (p, over_temperature)
         if same and untargeted and set(attack.found) == {"result"}:
             return attack
     return None
@@ -167,46 +182,47 @@ def _points(mean: Mean, digits: int = 2) -> Number:
 # V-A: accuracy ------------------------------------------------------------------------------------------------------
 
 
-def _accuracy(chains: _Chains) -> list[Claim]:
+def _accuracy(chains: _Chains, made: Made) -> list[Claim]:
     right = _of_test(_right)
     accuracy, varies = PUBLISHED.get(chains.report.data, (math.nan, math.nan))
     plain = [m.measured.accuracy for (t, g, _), m in chains.models.items() if t == 1 and g == 0 and m.measured]
-    base = Number.of(measures.mean_of_seeds([share.value for share in plain]), "%", scale=100, digits=2)
-    if len(plain) == 1:
-        base = Number.percent(plain[0])
+    mean = Number.of(measures.mean_of_seeds([share.value for share in plain]), "%", scale=100, digits=2)
     hotter, later = chains.hotter(), chains.later(max(chains.generations, default=0), 0)
-    furthest = max(
-        (difference(pairs, right) for pairs in _each_from_plain(chains)), key=lambda mean: abs(mean.value), default=None
-    )
+    apart = [_points(difference(pairs, right)) for pairs in _each_from_plain(chains)]
+    furthest = max(apart, key=lambda number: abs(number.value), default=None)
     return [
-        Claim(
-            "The teacher at T = 1 reads the test images right.",
+        made(
+            f"The teacher's test accuracy at T = 1 is {accuracy} %.",
             "section V-A",
-            f"{accuracy} %" if accuracy == accuracy else "–",
-            *once(base, lambda n: n.high >= accuracy),
-            f"Holds if the interval reaches it; {len(plain)} seed{'s' if len(plain) != 1 else ''}.",
+            f"{accuracy} %",
+            near(accuracy, MARGIN[chains.report.data], "%"),
+            f"Test accuracy, {seeds(len(plain))}",
+            exact=Number.percent(plain[0]) if len(plain) == 1 else mean,
         ),
-        Claim(
+        made(
             "Temperature and distillation change the accuracy very little.",
             "section V-A, figure 3",
             f"≤ {varies} points",
-            *once(_points(furthest) if furthest else None, lambda n: n.meets(-varies, varies)),
-            "Of all networks of the chains, that which differs most from the teacher at T = 1; holds if its interval "
-            f"reaches {varies} points.",
+            between(-varies, varies, "points"),
+            "The largest difference of any network of the chains from the teacher at T = 1",
+            exact=furthest,
         ),
-        Claim(
+    ] * (chains.report.data in PUBLISHED) + [
+        made(
             "The accuracy falls as the temperature rises.",
             "section V-A, figure 3",
             "–",
-            *once(_points(difference(hotter, right)), lambda n: n.high < 0),
-            f"Accuracy at {_from_to(chains)}; holds if the interval lies below 0; {chains.over(hotter)}.",
+            below(0),
+            f"Accuracy at {_from_to(chains)}, {over(hotter)}",
+            exact=_points(difference(hotter, right)),
         ),
-        Claim(
+        made(
             "At the same temperature distilled networks are more accurate than their teacher.",
             "section V-A, “in most cases”",
             "–",
-            *once(_points(difference(later, right)), lambda n: n.low > 0),
-            f"The last generation less the teacher; holds if the interval lies above 0; {chains.over(later)}.",
+            above(0),
+            f"Accuracy of the last generation less the teacher's, {over(later)}",
+            exact=_points(difference(later, right)),
         ),
     ]
 
@@ -229,32 +245,28 @@ def _from_to(chains: _Chains, against: str = "less") -> str:
 # III-B, V-B: sensitivity --------------------------------------------------------------------------------------------
 
 
-def _sensitivity(chains: _Chains) -> list[Claim]:
+def _sensitivity(chains: _Chains, made: Made) -> list[Claim]:
     teachers = [(one, other) for one, other in chains.hotter() if one.generation == 0]
-
-    def share_rises(arithmetic: str) -> tuple[Number, bool] | None:
-        rise = difference(teachers, _looks_insensitive(arithmetic))
-        return None if math.isnan(rise.value) else (_points(rise, 1), rise.interval[0] > 0)
-
     used, trained = (
         Number.of(difference(teachers, _amplitudes(kind)), "decades", digits=2) for kind in ("exact", "trained")
     )
     return [
-        Claim(
-            "With the temperature rises the share of images whose mean gradient is below 10⁻¹⁰.",
+        made(
+            "The share of images whose mean gradient is below 10⁻¹⁰ rises with the temperature.",
             "section V-B, figure 4",
             "figure only",
-            *both(share_rises),
-            f"Teachers as they are used, at T = 1; {_from_to(chains)}; holds if the interval lies above 0; "
-            f"{chains.over(teachers)}.",
+            above(0),
+            f"Teachers as they are used, at T = 1, {_from_to(chains)}, {over(teachers)}",
+            **both(lambda arithmetic: _points(difference(teachers, _looks_insensitive(arithmetic)), 1)),
         ),
-        Claim(
+        made(
             "The gradients are smaller because of the factor 1/T of the softmax.",
             "section III-B, equation (11)",
             "–",
-            *once(trained, lambda n: n.high < 0),
-            "Mean log₁₀ |dF/dx| read at the training temperature, the only reading that has the factor; "
-            f"{_from_to(chains)}; holds if the interval lies below 0. Read at 1, as used: {used}.",
+            below(0),
+            f"Mean log₁₀ |dF/dx| read at the training temperature, the only reading that has the factor, "
+            f"{_from_to(chains)}; read at 1, as used: {used}",
+            exact=trained,
         ),
     ]
 
@@ -262,95 +274,92 @@ def _sensitivity(chains: _Chains) -> list[Claim]:
 # V-C, VI: robustness ------------------------------------------------------------------------------------------------
 
 
-def _robustness(chains: _Chains, p: float) -> list[Claim]:
-    name, sizes = NORMS[p], _sizes(p)
-    hotter = chains.hotter()
-    chain = chains.later(2, 0), chains.later(2, 1), chains.against_control()
-    last = max(chains.generations, default=0)
-    multi = chains.later(last, 0) if last > 2 else []
-    both_ways = [(m, m) for (t, _, _), m in chains.models.items() if t != 1]
-    scaled = _times(difference(both_ways, _sizes(p, over_temperature=True), sizes))
-    above = "holds if the interval lies above 1"
-    return [
-        Claim(
+def _robustness(chains: _Chains, p: float, made: Made) -> list[Claim]:
+    name, last = NORMS[p], max(chains.generations, default=0)
+    said = [
+        (
             f"Robustness against the {name} attack rises with the temperature.",
             "section V-C, figure 5",
-            "figure only",
-            *_larger(hotter, sizes),
-            f"Geometric mean of the ratio of the smallest changes, {_from_to(chains, 'over')}; {above}; "
-            f"{chains.over(hotter)}.",
+            f"Ratio of the sizes, {_from_to(chains, 'over')}",
+            chains.hotter(),
         ),
-        Claim(
+        (
             f"The student of an assistant is more robust against {name} than its teacher.",
             "section V-C, figure 5",
-            "figure only",
-            *_larger(chain[0], sizes),
-            f"Student over teacher, all temperatures; {above}; {chains.over(chain[0])}.",
+            "Ratio of the sizes, student over teacher, all temperatures",
+            chains.later(2, 0),
         ),
-        Claim(
-            f"The assistant makes it so: its student is more robust against {name} than the assistant itself.",
+        (
+            f"The assistant is the reason: its student is more robust against {name} than the assistant itself.",
             "abstract, section V-C",
-            "figure only",
-            *_larger(chain[1], sizes),
-            "The assistant is what defensive distillation without one would end with. Student over assistant; "
-            f"{above}; {chains.over(chain[1])}.",
+            "Ratio of the sizes, student over assistant, with which defensive distillation without one would end",
+            chains.later(2, 1),
         ),
-        Claim(
+        (
             f"Robustness against {name} rises from generation to generation.",
             "section VI, figure 8",
-            "figure only",
-            *_larger(multi, sizes),
-            f"Generation {last + 1} over the first, all temperatures; {above}; {chains.over(multi)}."
-            if multi
-            else "Needs more generations than three.",
+            f"Ratio of the sizes, generation {last + 1} over the first; needs more than three generations",
+            chains.later(last, 0) if last > 2 else [],
         ),
-        Claim(
+        (
             f"A student is more robust against {name} than a network trained as long without distillation.",
             "not in the paper: its control",
-            "–",
-            *_larger(chain[2], sizes),
-            f"Student, every temperature, over the control; {above}; {chains.over(chain[2])}.",
+            "Ratio of the sizes, student over control, every temperature",
+            chains.against_control(),
         ),
-        Claim(
-            f"What the {name} attack measures is the network and not its own trouble with large logits.",
+    ]
+    sizes = _sizes(p)
+    own = [(model, model) for (t, _, _), model in chains.models.items() if t != 1]
+    return [
+        *(
+            made(
+                says,
+                where,
+                "–" if where.startswith("not") else "figure only",
+                above(1),
+                f"{compared}, geometric mean, {over(pairs)}",
+                exact=_times(difference(pairs, sizes)),
+            )
+            for says, where, compared, pairs in said
+        ),
+        made(
+            f"The {name} attack measures the network, not a difficulty of its own with large logits.",
             "not in the paper",
             "–",
-            *once(scaled, lambda n: n.low > 0.98 and n.high < 1.02),
-            "The same attack on logits / T over that on logits, of the same network; holds if within 2 %.",
+            near(1, 0.02),
+            "Ratio of the sizes that the same attack finds on logits / T and on the logits of the same network",
+            exact=_times(difference(own, _sizes(p, over_temperature=True), sizes)),
         ),
     ]
 
 
-def _larger(pairs: Sequence[tuple[Model, Model]], rows: Rows) -> tuple[None, Number | None, Verdict]:
-    return once(_times(difference(pairs, rows)), lambda n: n.low > 1)
-
-
-def _order_of_norms(chains: _Chains) -> Claim:
+def _order_of_norms(chains: _Chains, made: Made) -> Claim:
     """In L2, the one norm in which all three can be measured."""
     every = [(model, model) for model in chains.models.values()]
-    ratios = [_times(difference(every, _sizes(p, of=2.0), _sizes(2.0))) for p in (math.inf, 0.0)]
-    known = [ratio for ratio in ratios if ratio]
-    smallest = len(known) == 2 and all(ratio.low > 1 for ratio in known) and known[0].high < known[1].low
-    return Claim(
-        "L2 finds the smallest changes of the three attacks, L0 the largest.",
+    linf, two, zero = (_sizes(p, of=2.0) for p in (math.inf, 2.0, 0.0))
+    largest, middle, order = (_times(difference(every, *pair)) for pair in ((zero, two), (linf, two), (zero, linf)))
+    return made(
+        "The L2 attack finds the smallest perturbations of the three attacks, the L0 attack the largest.",
         "section V-C",
         "figure only",
-        *once(known[-1] if len(known) == 2 else None, lambda _: smallest),
-        "The paper does not say in which norm; here all in L2: the L0 attack's change over the L2 attack's. The L∞ "
-        f"attack's over it: {known[0] if len(known) == 2 else '–'}. Holds if both lie above 1 and L∞ below L0.",
+        above(1, "for this and for the other two ratios"),
+        "Ratio of the sizes, L0 attack over L2 attack, all in L2, as the paper names no norm; "
+        f"L∞ over L2: {middle or '–'}; L0 over L∞: {order or '–'}",
+        exact=largest,
+        also=[(above(1), None, middle), (above(1), None, order)],
     )
 
 
 # V-D: confidence ----------------------------------------------------------------------------------------------------
 
 
-def _confidence(chains: _Chains) -> Claim:
+def _confidence(chains: _Chains, made: Made) -> Claim:
     hotter = chains.hotter()
-    return Claim(
+    return made(
         "The confidence shows no trend over the temperature.",
         "section V-D, figure 6, CIFAR-10",
         "figure only",
-        *once(_points(difference(hotter, _of_test(_confident))), lambda n: n.low > -1 and n.high < 1),
-        f"Equation (14), with max; {_from_to(chains)}; holds if the interval lies within a point of 0; "
-        f"{chains.over(hotter)}.",
+        near(0, 1, "points"),
+        f"Equation (14), with max, {_from_to(chains)}, {over(hotter)}",
+        exact=_points(difference(hotter, _of_test(_confident))),
     )
