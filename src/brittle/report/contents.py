@@ -293,7 +293,6 @@ class Report:
     cells: int  # finished and whole
     lost: tuple[Lost, ...]
     provenance: Provenance
-    again: str | None = None  # the command that does it again, as it was typed; None if it is not known
     kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # see `remembered`
 
     @property

@@ -71,7 +71,6 @@ def gather(store: Store, name: str) -> Report:
         cells=len(reader.used),
         lost=tuple(reader.lost.values()),
         provenance=_provenance(reader.used, str(record.get("digest", ""))),
-        again=record.get("again"),
     )
 
 

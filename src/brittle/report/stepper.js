@@ -155,13 +155,13 @@
   /** What the page's address asks for, as far as it is there; nothing if it asks for another place of the page. */
   const asked = () => {
     const wanted = new URLSearchParams(location.hash.slice(1));
-    const [place, attacks] = [data.models.findIndex(({ name }) => name === wanted.get("model")), []];
-    if (place >= 0) attacks.push(...data.models[place].attacks);
+    const place = data.models.findIndex(({ name }) => name === wanted.get("model"));
+    const attacks = data.models[place]?.attacks ?? [];
     const attack = attacks.findIndex(({ name }) => name === wanted.get("attack"));
     const [image, step, temperature] = ["image", "step", "T"].map((name) => Number(wanted.get(name)));
     const arithmetic = wanted.get("arithmetic");
     if (attack < 0 || !attacks[attack].found[arithmetic]?.[image]) return null;
-    return { model: place, attack, arithmetic, image, step: step || 0, temperature: within(temperature || 1, 1, 100) };
+    return { model: place, attack, arithmetic, image, step: step || 0, temperature: temperature > 0 ? temperature : 1 };
   };
 
   const within = (value, low, high) => Math.min(high, Math.max(low, value));
