@@ -388,7 +388,7 @@ def test_no_other_script_runs(browser: Browser, stepper_file: Path):
 
 
 def test_a_link_leads_to_a_state(browser: Browser, stepper_file: Path):
-    """A page that is opened by the link shows the network, the attack, the image, the step and T that it was made at."""
+    """A page opened by the link shows the network, the attack, the image, the step and T that it was made at."""
     page = opened(browser, stepper_file, 1280)
     part(page, "model").select_option("plain")
     part(page, "attack").select_option("first")
@@ -454,8 +454,12 @@ def test_every_word_can_be_read(browser: Browser, build: Callable[..., Store], t
 
     assert page.locator(".badge").count() == 8
     assert page.evaluate(FAINT) == []
-    signs = page.locator(".verdicts .badge").evaluate_all("all => all.map((one) => getComputedStyle(one, '::before').content)")
-    tones = page.locator(".verdicts .badge").evaluate_all("all => all.map((one) => getComputedStyle(one).backgroundColor)")
+    signs = page.locator(".verdicts .badge").evaluate_all(
+        "all => all.map((one) => getComputedStyle(one, '::before').content)"
+    )
+    tones = page.locator(".verdicts .badge").evaluate_all(
+        "all => all.map((one) => getComputedStyle(one).backgroundColor)"
+    )
     assert len({*signs}) == len({*tones}) == 4
 
 

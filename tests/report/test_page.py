@@ -172,7 +172,10 @@ def test_a_study_of_chains_has_the_paper_s_figures_and_is_well_formed():
 def test_the_first_table_has_a_row_for_all_seeds_and_the_mean_size():
     text = words(Outline(html(chained())))
     measured = "99.0 % 98.6 – 99.3 0.0 % 0.0 – 0.1"  # 2,970 and 0 of 3,000
-    assert "model trained at T test accuracy one-hot softmax l2 mean smallest L2: higher is more robust teacher T=1" in text
+    assert (
+        "model trained at T test accuracy one-hot softmax l2 mean smallest L2: higher is more robust teacher T=1"
+        in text
+    )
     assert f"student T=40 99.0 % accuracy 0.0 % one-hot 40 {measured} 3.25 3.00 – 3.50 67 % fooled control T=1" in text
     assert "The seeds of a model are taken together" in text
     assert f"control T=1 99.0 % accuracy 0.0 % one-hot 1 {measured} not done" in text

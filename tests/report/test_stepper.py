@@ -74,7 +74,7 @@ def test_each_step_of_each_image_is_there(build: Build):
 
 
 def test_it_starts_at_a_fooled_image_wherever_there_is_one(build: Build):
-    """Of the hot network the second attack fooled an image exactly; without that, in float32; without that, the first."""
+    """First of the hot network by the second attack: exactly, else in float32, else by the first, else of the other."""
 
     def unfooled(*gone: tuple[str, str]) -> Report:
         def none(found: Found) -> Found:

@@ -88,8 +88,7 @@ def class_colours(report: Report) -> dict[str, str]:
     found = next(iter(tables(report).values()), [])
     classes = found[0][1].classes if found else ()
     return {
-        legible(report.class_name(one), 16): colour
-        for one, colour in zip(classes, _shades(len(classes)), strict=True)
+        legible(report.class_name(one), 16): colour for one, colour in zip(classes, _shades(len(classes)), strict=True)
     }
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 _FIRST = 4  # rows of images shown at once; the others are folded away
 _LONG = 24  # rows of a table of details beyond which it is folded away
-_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+(?: +[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+)*")
+_RIGHT_TO_LEFT = re.compile(
+    "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+(?: +[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+)*"
+)
 _SIGNS = {"holds": "✓", "contradicted": "✕", "undecided": "?", "not judged": "–"}
 
 
@@ -286,7 +288,7 @@ def _cell(share: Share) -> dict[str, Any]:
 
 
 def _results(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the three tables of attacks: how many images and pixels, within a budget, and how small a perturbation."""
+    """Rows of the three tables of attacks: by images and pixels, within a budget, and by the smallest perturbation."""
     lines = [
         (place, model, attack, found)
         for place, model in enumerate(report.models)
