@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from made import chain, report, sized
+from made import audit_record, chain, report, sized
 from PIL import Image
 
 from brittle.report import Report, gather, write
-from brittle.report.contents import Attack, Found, Steps
+from brittle.report.contents import Attack, Audited, Found, Steps
 from brittle.store import Store
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def test_a_page_of_chains_is_as_wide_as_the_screen_and_its_matrix_as_the_page(
     box = matrix.bounding_box()
     assert box is not None
     assert 740 < box["width"] <= 1000
-    folded = page.locator("details", has_text="The smallest changes that each attack finds")
+    folded = page.locator("details", has_text="The smallest perturbations that each attack finds")
     assert folded.get_by_role("table").is_hidden()
     folded.locator("summary").click()
     assert folded.get_by_role("table").is_visible()
@@ -385,3 +385,89 @@ def test_no_other_script_runs(browser: Browser, stepper_file: Path):
 
     assert page.title() != "run"
     assert page.locator("#stepper").is_visible()
+
+
+def test_a_link_leads_to_a_state(browser: Browser, stepper_file: Path):
+    """A page opened by the link shows the network, the attack, the image, the step and T that it was made at."""
+    page = opened(browser, stepper_file, 1280)
+    part(page, "model").select_option("plain")
+    part(page, "attack").select_option("first")
+    part(page, "arithmetic").select_option("float32")
+    part(page, "images").locator("label").nth(1).click()
+    part(page, "step").fill("1")
+    part(page, "temperature").fill("100")
+    said, link = words(page), part(page, "link").get_attribute("href")
+
+    there = browser.new_page(viewport={"width": 1280, "height": 800})
+    there.goto(f"{stepper_file.as_uri()}{link}")
+    assert said.startswith("After 1 of 1 pixel, read at T = 10:")
+    assert words(there) == said
+    chosen = [part(there, name).locator("option:checked").inner_text() for name in ("model", "attack", "arithmetic")]
+    assert chosen == ["plain", "first", "float32"]
+    assert part(there, "images").locator("input").nth(1).is_checked()
+
+    lost = browser.new_page()
+    lost.goto(f"{stepper_file.as_uri()}#model=nobody&attack=first&arithmetic=float32&image=1&step=1&T=2")
+    assert words(lost).startswith("Before the first of 2 pixels, read at T = 1")  # as without a link
+
+
+def test_another_network_is_read_at_its_own_temperature(page: Page):
+    part(page, "model").select_option("plain")
+    assert part(page, "temperature-value").inner_text() == "1"
+    part(page, "model").select_option(HOSTILE)
+    assert part(page, "temperature-value").inner_text() == "20"
+
+
+# Text whose contrast with the ground behind it is below 4.5, as WCAG 2 has it, with the ratio.
+FAINT = """() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => colour.slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, place) => sum + c * [0.2126, 0.7152, 0.0722][place], 0);
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = rgb(getComputedStyle(at).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *:not(svg *):not(script):not(style):not(noscript *)")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !element.checkVisibility() || element.closest(":disabled, [aria-disabled=true]")) continue;
+    const [one, other] = [rgb(getComputedStyle(element).color), ground(element)].map(light).sort((a, b) => b - a);
+    const ratio = (one + 0.05) / (other + 0.05);
+    if (ratio < 4.5) found.push(`${element.textContent.trim().slice(0, 40)}: ${ratio.toFixed(2)}`);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_word_can_be_read(browser: Browser, build: Callable[..., Store], tmp_path: Path, scheme: str):
+    of = replace(gather(build(soft=True), "tiny"), paper="song-2017")
+    kinds = ("robust", "masked", "broken", "inconclusive")
+    audits = tuple(Audited(kind, audit_record(kind), None) for kind in kinds)
+    models = (replace(of.models[0], audits=audits), *of.models[1:])
+    page = opened(browser, write(replace(of, models=models), tmp_path / "report"), 1280, scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+
+    assert page.locator(".badge").count() == 8
+    assert page.evaluate(FAINT) == []
+    signs = page.locator(".verdicts .badge").evaluate_all(
+        "all => all.map((one) => getComputedStyle(one, '::before').content)"
+    )
+    tones = page.locator(".verdicts .badge").evaluate_all(
+        "all => all.map((one) => getComputedStyle(one).backgroundColor)"
+    )
+    assert len({*signs}) == len({*tones}) == 4
+
+
+def test_on_a_phone_the_verdict_on_each_claim_is_seen(browser: Browser, build: Callable[..., Store], tmp_path: Path):
+    of = replace(gather(build(), "tiny"), paper="song-2017")
+    page = opened(browser, write(of, tmp_path / "report"), 390)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 391
+    boxes = [cell.bounding_box() for cell in page.locator(".claims td.judged").all()]
+    assert boxes
+    assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)

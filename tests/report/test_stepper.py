@@ -73,6 +73,28 @@ def test_each_step_of_each_image_is_there(build: Build):
     }
 
 
+def test_it_starts_at_a_fooled_image_wherever_there_is_one(build: Build):
+    """First of the hot network by the second attack: exactly, else in float32, else by the first, else of the other."""
+
+    def unfooled(*gone: tuple[str, str]) -> Report:
+        def none(found: Found) -> Found:
+            return replace(found, packed={**found.packed, "success": torch.zeros_like(found.packed["success"])})
+
+        report = gather(build(), "tiny")
+        attacks = tuple(
+            replace(a, found={n: none(one) if (a.label, n) in gone else one for n, one in a.found.items()})
+            for a in report.models[1].attacks
+        )
+        return replace(report, models=(report.models[0], replace(report.models[1], attacks=attacks)))
+
+    second = ("second", "exact"), ("second", "float32")
+    hot = {"model": 1, "image": 1}
+    assert contents(unfooled(second[0]))["start"] == {**hot, "attack": 1, "arithmetic": "float32"}
+    assert contents(unfooled(*second))["start"] == {**hot, "attack": 0, "arithmetic": "exact"}
+    start = contents(unfooled(*second, ("first", "exact"), ("first", "float32")))["start"]
+    assert start == {"model": 0, "attack": 1, "arithmetic": "exact", "image": 1}
+
+
 def test_it_starts_where_temperature_tells_most_and_an_image_was_fooled(build: Build):
     shown = contents(gather(build(), "tiny"))
     assert shown["start"] == {"model": 1, "attack": 1, "arithmetic": "exact", "image": 2}  # row 1 withstood

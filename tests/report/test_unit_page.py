@@ -1,12 +1,15 @@
 """A study of units and masks, run whole on a tiny network: from its tables to its page."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from problems import blobs
 
 from brittle import engine, study
 from brittle.plan import expand
-from brittle.report import gather
+from brittle.report import figures, gather, knockouts
 from brittle.report.page import html
 from brittle.store import Store
 from brittle.working import Worker
@@ -21,6 +24,7 @@ TABLES = {
     "training": {"network": "brittle.networks.mlp", "network_options": {"hidden": 4}, "epochs": 1},
     "models": {"plain": {}, "other": {}},
     "units": {"hidden": {"layers": ["tanh"], "classes": ["square at 1"], "random": 2, "models": ["plain"]}},
+    "carriers": {"some": {"layers": ["tanh"], "random": 2, "models": ["plain"]}},
     "masks": {"linear": {"models": ["plain"], "other": "other", "etas": [0, 5000, 10000], "images": 6, "epochs": 1}},
 }
 
@@ -52,7 +56,7 @@ def test_the_page_shows_them(store):
     page = html(gather(store, "tiny"))
     for words in (
         "Which units matter",
-        "What goes when units go",
+        "Error against the number of silenced units",
         "Kendall’s τ between the rankings",
         "How strong a mask",
     ):
@@ -73,4 +77,32 @@ def test_units_that_are_not_done_are_missing_and_nothing_else(store, tmp_path):
     found = gather(store, "part")
     assert [lost.title for lost in found.lost] == ["units hidden of plain, seed 0"]
     assert (found.models[0].units, len(found.models[2].units)) == ((), 1)
-    assert "What goes when units go" in html(found)
+    assert "Error against the number of silenced units" in html(found)
+
+
+def test_every_figure_and_legend_follows_the_colours_of_the_page(store):
+    """Of units, carriers and masks: markers of the colour of the text or of the page never reach it."""
+    page = html(gather(store, "tiny"))
+    assert "Accuracy as units are silenced" in page
+    assert '<i style="color: currentColor"></i><bdi>random</bdi>' in page
+    assert not re.findall("#010203|#fefdfc", page)
+    legends = re.findall(r'<i style="color: ([^"]*)"', page)
+    assert not {*legends} & {*figures.COLOURS, figures.INK}
+
+
+def test_one_network_has_a_short_page_without_words_of_attacks(store):
+    of = gather(store, "tiny")
+    page = html(replace(of, paper=None, models=(replace(of.models[0], masks=(), carriers=()),)))
+    assert page.count('<details class="figure">') >= 4
+    text = re.sub(r"<(style|svg|script)\b.*?</\1>", "", page, flags=re.DOTALL)
+    assert "attack" not in re.sub(r"<[^>]*>", "", text).lower()
+    assert all(table.count("<tr") > 2 for table in re.findall(r"<table.*?</table>", page, flags=re.DOTALL))
+
+
+def test_each_class_has_a_colour_of_its_own(store):
+    (units,) = gather(store, "tiny").models[0].units
+    for count in (3, 10, 25):
+        of = replace(gather(store, "tiny"), classes=tuple(f"class {place}" for place in range(count)))
+        many = replace(of.models[0], units=(replace(units, classes=tuple(range(count))),))
+        shades = knockouts.class_colours(replace(of, models=(many,)))
+        assert len(shades) == len({*shades.values()}) == count

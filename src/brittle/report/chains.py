@@ -161,7 +161,7 @@ def robustness(report: Report) -> str:
                 dashes = DASHED if attack.over_temperature and len(columns[place]) > 1 else "solid"
                 _draw_lines(upper, report, mean_size(attack.label), dashes)
                 _draw_lines(lower, report, largest_size(attack.label), dashes)
-            name, unit = legible(columns[place][0].label, 24), NORMS[columns[place][0].norm]
+            name, unit = legible(columns[place][0].label, 24), _norm(columns[place][0])
             upper.set(title=name, ylabel=f"mean, {unit}", xlabel="")
             lower.set_ylabel(f"largest, {unit}")
         return svg_of(figure, "robustness", "Mean and largest smallest change against the temperature, by attack")
@@ -176,13 +176,24 @@ def attacks(report: Report) -> list[list[Attack]]:
     columns: dict[Any, list[Attack]] = {}
     for label in sizes.labels(report):
         attack = next(a for model in report.models for a in model.attacks if a.label == label and a.sized)
-        others = columns.setdefault((attack.function, attack.norm), [])
+        others = columns.setdefault((attack.function, attack.minimises), [])
         if any(one.over_temperature == attack.over_temperature for one in others):  # other options: its own column
             columns[label] = [attack]
         else:
             others.append(attack)
     ordered = [sorted(column, key=lambda attack: attack.over_temperature) for column in columns.values()]
     return [[one for one in column if _seeds(report, one) == _seeds(report, column[0])] for column in ordered]
+
+
+def _norm(attack: Attack) -> str:
+    assert attack.minimises is not None
+    return NORMS[attack.minimises]
+
+
+def _sizes(attack: Attack, arithmetic: str) -> torch.Tensor:
+    """(R,) in the norm that the attack minimises."""
+    assert attack.minimises is not None
+    return attack.found[arithmetic].sizes[attack.minimises]
 
 
 def _seeds(report: Report, attack: Attack) -> set[int]:
@@ -242,7 +253,7 @@ def generations(report: Report) -> str:
     if max(map(len, steps), default=0) < 3 and sum(len(one) > 1 for one in steps) < 2:
         return ""
     columns = [column[0] for column in attacks(report)]
-    drawn = [("accuracy, %", "", accuracy), *((a.label, f"mean, {NORMS[a.norm]}", mean_size(a.label)) for a in columns)]
+    drawn = [("accuracy, %", "", accuracy), *((a.label, f"mean, {_norm(a)}", mean_size(a.label)) for a in columns)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.7), layout=ConstrainedLayoutEngine(wspace=0.06))
         for axes, (title, unit, measure) in zip(
@@ -317,7 +328,7 @@ def survival(report: Report) -> str:
                 for other in beside:
                     _survivals(axes, report, other, column, top, line_colours(report)[other.name])
             panels[0, place].set_title(legible(column[0].label, 24))
-            panels[-1, place].set_xlabel(f"change allowed, {NORMS[column[0].norm]}")
+            panels[-1, place].set_xlabel(f"change allowed, {_norm(column[0])}")
         for line, axes in zip(rows, panels[:, 0], strict=True):
             axes.set_ylabel(f"{legible(line.name, 16)}\nstill right, %" if line.name else "still right, %")
         return svg_of(figure, "survival", "Share of images still right against the size of the change allowed")
@@ -330,7 +341,7 @@ def outside(report: Report) -> list[Line]:
 
 def surviving(models: Sequence[Model], label: str, at: torch.Tensor) -> torch.Tensor | None:
     """(S,) share of all attacked images of all seeds still right at changes of size `at` (S,); None if none is done."""
-    found = [attack.found[name].sizes[attack.norm] for attack, name in sizes.of(models, label)]
+    found = [_sizes(*one) for one in sizes.of(models, label)]
     return measures.survival(torch.cat(found), at) if found and sum(map(len, found)) else None
 
 
@@ -359,6 +370,6 @@ def _reach(report: Report, column: Sequence[Attack]) -> float:
     """How far the axis goes: past all but one in a hundred of the changes, for a single far one would flatten all."""
     labels = [attack.label for attack in column]
     found = [one for label in labels for one in sizes.of(report.models, label)]
-    values = torch.cat([attack.found[name].sizes[attack.norm] for attack, name in found])
+    values = torch.cat([_sizes(*one) for one in found])
     values = values[values.isfinite()]
     return 1.05 * float(values.quantile(0.99)) if len(values) and values.max() > 0 else 1.0

@@ -24,6 +24,7 @@ from brittle.measures import NEGLIGIBLE, mean_of_seeds
 from brittle.report.contents import BOTH, Model, Report
 from brittle.report.lineage import Group, chains, groups, lines, swept
 from brittle.report.pictures import escaped, legible, titled
+from brittle.report.sizes import limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +127,7 @@ def success_bars(report: Report) -> str:
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
             axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.5)
-            axes.set_xlabel("images fooled, %")
+            axes.set_xlabel(f"images fooled, %{_within(report, label)}")
         return svg_of(figure, "success", "Share of images fooled by each attack, float32 beside exact arithmetic")
 
 
@@ -171,9 +172,12 @@ def success_curves(report: Report) -> str:
 
 
 def amplitudes(report: Report) -> str:
-    """How small gradients are: for each of the models, a histogram of log10 mean |dF/dx|; empty if there is none."""
+    """How small gradients are: for each of the models, a histogram of log10 mean |dF/dx|.
+
+    Empty if there is none, and where float32 rounds no gradient of any image of these models to 0.
+    """
     models = histogrammed(report)
-    if not models:
+    if not any(_rounded(model) != 0 for model in models):
         return ""
     values = [model.measured.amplitudes["exact"].numpy() for model in models if model.measured]
     finite = np.concatenate([one[np.isfinite(one)] for one in values])
@@ -216,6 +220,12 @@ def _marks(axes: Axes, span: float) -> None:
         axes.text(np.log10(NEGLIGIBLE), 0, "“close to zero” ◂ ", ha="right", va="bottom")
 
 
+def _rounded(model: Model) -> int | None:
+    """Images whose gradients float32 makes 0; None where float32 was not tried."""
+    values = model.measured.amplitudes.get("float32") if model.measured else None
+    return None if values is None else int((values == -np.inf).sum())
+
+
 def _rounded_to_zero(model: Model) -> str:
     """What float32 makes of these gradients, and how many are zero even when exact."""
     assert model.measured is not None
@@ -223,9 +233,9 @@ def _rounded_to_zero(model: Model) -> str:
     exact = values["exact"]
     zeros = int((exact == -np.inf).sum())
     note = f"; {zeros} are 0 exactly and not drawn" if zeros else ""
-    if "float32" not in values:
+    lost = _rounded(model)
+    if lost is None:
         return note.removeprefix("; ")
-    lost = int((values["float32"] == -np.inf).sum())
     return f"float32 gives exactly 0 for {lost} of {len(exact)} images{note}"
 
 
@@ -334,6 +344,12 @@ def _telling(report: Report) -> list[str]:
         for label in _done(report)
         if any(one.flips or (one.success.total and one.success.value < TELLING) for _, one in _found(report, label))
     ]
+
+
+def _within(report: Report, label: str) -> str:
+    """', L∞ ≤ 0.3': the budget of an attack that has one."""
+    bounds = (a.bound for m in report.models for a in m.attacks if a.label == label and a.bound)
+    return next((f" ({limit(bound)})" for bound in bounds), "")
 
 
 def _found(report: Report, label: str) -> list:

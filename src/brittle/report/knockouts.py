@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy as np
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -82,12 +84,19 @@ def _finish(axes: Axes, title: str) -> None:
 
 
 def class_colours(report: Report) -> dict[str, str]:
-    """A colour for each of the first six classes whose units go, by name."""
+    """A colour for each class whose units go, by name."""
     found = next(iter(tables(report).values()), [])
+    classes = found[0][1].classes if found else ()
     return {
-        legible(report.class_name(one), 16): colour
-        for one, colour in zip(found[0][1].classes if found else (), COLOURS, strict=False)
+        legible(report.class_name(one), 16): colour for one, colour in zip(classes, _shades(len(classes)), strict=True)
     }
+
+
+def _shades(count: int) -> list[str]:
+    """Colours that can be told apart: of ten classes Tableau's, of more from all around."""
+    if count <= 10:
+        return [to_hex(shade) for shade in matplotlib.colormaps["tab10"].colors[:count]]  # pyright: ignore
+    return [to_hex(shade) for shade in matplotlib.colormaps["turbo"](np.linspace(0.08, 0.95, count))]
 
 
 def by_class(report: Report) -> str:
@@ -111,7 +120,7 @@ def by_class(report: Report) -> str:
         drawn = figure.subplots(2, 2, sharex=True, sharey=True).flatten()
         for axes, ((kind, scope), title) in zip(drawn, titles.items(), strict=True):
             errors = 100 * torch.stack([units.errors(kind, scope) for _, units in seeds])
-            for place, colour in enumerate(list(COLOURS)[: errors.shape[1]]):
+            for place, colour in enumerate(_shades(errors.shape[1])):
                 axes.plot(seeds[0][1].gone, errors[:, place].mean(0).numpy(), color=colour, linewidth=1.3)
             _finish(axes, title)
         for axes in drawn[::2]:
@@ -133,12 +142,12 @@ def moves(report: Report) -> str:
     model, units = seeds[0]
     taken = units.moves[0].argmax(2)  # (P, K), the first of equals
     known = units.moves[0, 0].sum(1) > 0
-    shown = dict(zip(units.classes, COLOURS, strict=False))
+    shown = dict(zip(units.classes, _shades(len(units.classes)), strict=True))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1 + 0.34 * min(20, len(known))), layout="constrained")
         axes = figure.subplots()
         for one in known.nonzero().flatten().tolist():
-            offset = (one / max(1, len(known) - 1) - 0.5) * 0.5  # lines that run together stay apart
+            offset = (one / max(1, len(known) - 1) - 0.5) * 0.76  # lines that run together stay apart
             colour = shown.get(one, INK)
             line = {"linewidth": 1.6, "zorder": 2} if one in shown else {"linewidth": 0.8, "alpha": 0.4, "zorder": 1}
             axes.plot(units.gone, taken[:, one].numpy() + offset, color=colour, drawstyle="steps-mid", **line)

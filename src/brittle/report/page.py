@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from brittle.measures import Flips, Share
-from brittle.report import audited, lineage, results, sizes
+import brittle.attacks
+from brittle.measures import Flips, Share, why_not_learned
+from brittle.report import audited, lineage, results, sizes, unit_page
 from brittle.report.audit import WORDS
 from brittle.report.contents import BOTH, Attack, Found, Model, Report
 from brittle.report.gradients import Split, splits
@@ -19,9 +21,16 @@ from brittle.report.sizes import NORMS
 from brittle.report.verdicts import bounds, higher, joined, percent, stated, verdict_sentences
 from brittle.report.writing import templates, write_all
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 PAGE = "report.html"
 _FIRST = 4  # rows of images shown at once; the others are folded away
 _LONG = 24  # rows of a table of details beyond which it is folded away
+_RIGHT_TO_LEFT = re.compile(
+    "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+(?: +[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+)*"
+)
+_SIGNS = {"holds": "✓", "contradicted": "✕", "undecided": "?", "not judged": "–"}
 
 
 def write(report: Report, folder: Path | str) -> Path:
@@ -47,38 +56,93 @@ def html(report: Report) -> str:
     """The page. All that users named is escaped; only figures made here are put in as they are."""
     environment = templates()
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters |= {"isolated": _isolated, "themed": _themed}
     return environment.get_template("template.html").render(
         report=report,
-        verdicts=[sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in verdict_sentences(report)],
+        heading=_heading(report),
+        network=_one_network(report),
+        unlearned=_unlearned(report),
+        signs=_SIGNS,
+        verdicts=_sentences(report),
+        hot=any(model.temperature != 1 for model in report.models),
         table=[_summary(group, report) for group in groups(report)],
         columns=_columns(report),
         models=_models(report),
         long=_LONG,
         attacks=_described(report),
+        explained=_explained(report),
         firsts=_firsts(report),
         **_results(report),
         measures=[_measure(model) for model in report.models if model.measured],
         claims=stated(report),
         audited=audited.contents(report),
         words=WORDS,
-        gradients=[_split(split) for split in splits(report)],
+        gradients=[_split(split) for split in splits(report)] if _compared(report) else [],
         samples=_samples(report),
         pixel_attacks=_pixel_attacks(report),
         wrong_before=_wrong_before(report),
         provenance=_provenance(report),
         **_figures(report),
         **_stepper(report),
-        **_units(report),
+        **unit_page.contents(report),
     )
 
 
-def _units(report: Report) -> dict[str, Any]:
-    from brittle.report import unit_page
+def _isolated(text: object) -> Markup:
+    """Text in which names that run from right to left turn nothing beside them round."""
+    from markupsafe import Markup, escape
 
-    found = unit_page.contents(report)
-    for part, names in (("units", ("orders", "classes")), ("masks", ("colours",))):
-        found[part] |= {name: _styles(found[part][name]) for name in names if name in found[part]}
-    return found
+    return Markup(_RIGHT_TO_LEFT.sub(lambda found: f"<bdi>{found[0]}</bdi>", str(escape(text))))
+
+
+def _themed(colour: str) -> str:
+    """A colour of a legend: the page's own variable where there is one, so that it can be seen on light and on dark."""
+    from brittle.report.figures import COLOURS, INK
+
+    if colour == INK:
+        return "currentColor"
+    return f"var(--model-{COLOURS.index(colour) + 1})" if colour in COLOURS else colour
+
+
+def _heading(report: Report) -> str:
+    """The title; of one network that only has the name which a command gave it, what is done to it and what it is."""
+    network = _one_network(report)
+    if network is None or network["name"] != "model":
+        return report.title
+    (model,) = report.models
+    done = "Which units matter" if model.units else "Attacks" if model.attacks else "Training"
+    return f"{done}: {network['what']}"
+
+
+def _one_network(report: Report) -> dict[str, Any] | None:
+    """What a study of one network says of it instead of a table of one row; None where there are several."""
+    if len(report.models) != 1:
+        return None
+    (model,) = report.models
+    path = str(model.trained.params.get("network", "")) if model.trained else ""
+    short = path.removeprefix("brittle.networks.") or model.label
+    what = f"{short}, {report.data}, T = {model.temperature:g}"
+    return {"name": model.name, "what": what, **_summary(groups(report)[0], report)}
+
+
+def _sentences(report: Report) -> list[str]:
+    """What the numbers say; a network that is alone need not be named."""
+    alone = f"{report.models[0].label}: " if len(report.models) == 1 else ""
+    return [one.removeprefix(alone).replace(" %", "\N{NO-BREAK SPACE}%") for one in verdict_sentences(report)]
+
+
+def _unlearned(report: Report) -> dict[str, str]:
+    """Why each network that has not learned has not, by title."""
+    return {
+        model.title: why_not_learned(model.measured.accuracy, model.measured.labels)
+        for model in report.models
+        if model.learned is False and model.measured
+    }
+
+
+def _compared(report: Report) -> bool:
+    """Whether there is anything to compare: one network that is used as it was trained has only one gradient."""
+    return len(report.models) > 1 or any(model.temperature != 1 for model in report.models)
 
 
 # Figures ------------------------------------------------------------------------------------------------------------
@@ -112,12 +176,13 @@ def _figures(report: Report) -> dict[str, Any]:
     return {
         "figures": {name: Markup(svg) for name, svg in shown.items()},
         "matrices": [
-            {"attack": one.attack.label, "model": one.model.title, "norm": NORMS[one.attack.norm], "svg": svg}
+            {"attack": one.attack.label, "model": one.model.title, "norm": _norm(one.attack), "svg": svg}
             for one, svg in matrices
         ],
-        "colour": _styles(figures.key(report)),
-        "heat": (heat := _styles({f"T = {t:g}": colour for t, colour in figures.heat(report).items()})),
-        "generations": (by_line := _styles(figures.line_colours(report))),
+        "colour": figures.key(report),
+        "heat": (heat := {f"T = {t:g}": colour for t, colour in figures.heat(report).items()}),
+        "taught": dict(zip(("hard labels", "another network"), figures.COLOURS, strict=False)),
+        "generations": (by_line := figures.line_colours(report)),
         "survivors": heat | {line.name: by_line[line.name] for line in chains.outside(report)},
         "swept": lineage.swept(report),
         "logits": any(one.over_temperature for column in chains.attacks(report) for one in column),
@@ -131,14 +196,6 @@ def _figures(report: Report) -> dict[str, Any]:
         "more": {"adversarial": len(rows[_FIRST:]), "saliency": len(maps[_FIRST:])},
         "left_out": len(report.models) - len(pictures.shown_models(report)) if report.models else 0,
     }
-
-
-def _styles(colours: Mapping[str, str]) -> dict[str, str]:
-    """The same with the page's own variable for a colour that has one, so that it is legible on dark too."""
-    from brittle.report.figures import COLOURS, INK
-
-    known = {colour: f"var(--model-{place})" for place, colour in enumerate(COLOURS, 1)} | {INK: "currentColor"}
-    return {name: known.get(colour, colour) for name, colour in colours.items()}
 
 
 def _stepper(report: Report) -> dict[str, Any]:
@@ -163,19 +220,25 @@ def _columns(report: Report) -> list[dict[str, Any]]:
     columns = []
     for label in sizes.shown_first(report):
         attacks = [a for m in report.models for a in m.attacks if a.label == label]
+        done = next((attack for attack in attacks if attack.found), attacks[0])
         names = {name for attack in attacks for name in attack.found}
         ordered = [name for name in (*BOTH, "result") if name in names] or ["result"]
-        sized = any(attack.sized for attack in attacks)
-        heads = [_head(name, NORMS[attacks[0].norm] if sized else "") for name in ordered]
-        columns.append({"label": label, "arithmetics": ordered, "heads": heads})
+        heads = [name.replace("result", "") for name in ordered]
+        columns.append({"label": label, "arithmetics": ordered, "heads": heads, "quantity": _quantity(done)})
     return columns
 
 
-def _head(arithmetic: str, norm: str) -> str:
-    """What stands over a column: 'mean L2', 'L2, float32', 'fooled' or 'float32'."""
-    if norm:
-        return f"mean {norm}" if arithmetic == "result" else f"{norm}, {arithmetic}"
-    return "fooled" if arithmetic == "result" else arithmetic
+def _quantity(attack: Attack) -> str:
+    """What the first table says of an attack, and which way a more robust network differs."""
+    if attack.sized:
+        return f"mean smallest {_norm(attack)}: higher is more robust"
+    if attack.bounded and attack.bound:
+        return f"robust accuracy, {sizes.limit(attack.bound)}: higher is more robust"
+    return "fooled: lower is more robust"
+
+
+def _norm(attack: Attack) -> str:
+    return "" if attack.norm is None else NORMS[attack.norm]
 
 
 def _firsts(report: Report) -> list[int]:
@@ -189,6 +252,7 @@ def _summary(group: Group, report: Report) -> dict[str, Any]:
     accuracy, saturated = group.accuracy, group.saturated
     return {
         "title": group.title,
+        "unlearned": any(model.learned is False for model in group.models),
         "temperature": group.models[0].temperature,
         "accuracy": _cell(accuracy) if accuracy else None,
         "saturated": _cell(saturated) if saturated else None,
@@ -199,10 +263,13 @@ def _summary(group: Group, report: Report) -> dict[str, Any]:
 
 
 def _attacked(group: Group, label: str, name: str) -> dict[str, Any] | None:
-    """Share that was fooled, or how small a change fools; None if nothing is done."""
+    """Share that was fooled, robust accuracy within a budget, or how small a perturbation fools; None if not done."""
     success = group.success(label, name)
     if success is None:
         return None
+    robust = group.robust(label, name)
+    if robust is not None:
+        return _cell(robust) | {"worse": False, "rows": group.rows(label)}
     attacks = [attack for attack in group.attacks(label) if name in attack.found]
     if all(attack.sized for attack in attacks):
         mean = sizes.together([(attack, name) for attack in attacks])
@@ -221,7 +288,7 @@ def _cell(share: Share) -> dict[str, Any]:
 
 
 def _results(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the two tables of attacks: by how many images and pixels, and by how large a change."""
+    """Rows of the three tables of attacks: by images and pixels, within a budget, and by the smallest perturbation."""
     lines = [
         (place, model, attack, found)
         for place, model in enumerate(report.models)
@@ -229,7 +296,8 @@ def _results(report: Report) -> dict[str, list[dict[str, Any]]]:
         for found in attack.found.values()
     ]
     return {
-        "results": [_line(*line) for line in lines if not line[2].sized],
+        "results": [_line(*line) for line in lines if not line[2].sized and not line[2].bounded],
+        "bounded": [_within(*line) for line in lines if line[2].bounded],
         "changes": [_change(*line) for line in lines if line[2].sized],
     }
 
@@ -243,19 +311,24 @@ def _line(place: int, model: Model, attack: Attack, found: Found) -> dict[str, A
         "arithmetic": "" if found.arithmetic == "result" else found.arithmetic,
         "success": _cell(found.success),
         "withstood": found.success.total - found.success.count,
-        "flips": None if found.flips is None else _flips(found.flips),
+        "flips": ["–"] * 4 if found.flips is None else _flips(found.flips),
         "forwards": _digits(found.forwards, 0),
         "backwards": _digits(found.backwards, 0),
     }
 
 
+def _within(place: int, model: Model, attack: Attack, found: Found) -> dict[str, Any]:
+    """A row of the table of robust accuracy."""
+    return _line(place, model, attack, found) | {"limit": sizes.aim(attack), "robust": _cell(found.robust)}
+
+
 def _change(place: int, model: Model, attack: Attack, found: Found) -> dict[str, Any]:
-    """A row of the table of smallest changes."""
+    """A row of the table of smallest perturbations."""
     robustness = attack.robustness[found.arithmetic]
     low, high = sizes.bounds(robustness.mean)
     middle = robustness.mean.value
     return _line(place, model, attack, found) | {
-        "norm": NORMS[attack.norm],
+        "norm": _norm(attack),
         "wrong": robustness.trivial,
         "withstood": robustness.failures,
         "mean": sizes.written(middle),
@@ -318,8 +391,8 @@ def _samples(report: Report) -> list[dict[str, Any]]:
 
 def _pixel_attacks(report: Report) -> list[str]:
     """Labels of those that set pixels, one after another."""
-    found = [attack for model in report.models for attack in model.attacks if attack.found and not attack.sized]
-    return list(dict.fromkeys(attack.label for attack in found))
+    tried = [attack for model in report.models for attack in model.attacks]
+    return list(dict.fromkeys(one.label for one in tried if any(found.flips for found in one.found.values())))
 
 
 def _count(pixels: Mapping[tuple[str, str], int | None], label: str, name: str) -> str:
@@ -364,7 +437,7 @@ def _described(report: Report) -> list[dict[str, Any]]:
             "label": label,
             "function": attack.function,
             "rows": max(len(a.rows.unique()) for m in report.models for a in m.attacks if a.label == label),
-            "norm": NORMS[attack.norm],
+            "aim": sizes.aim(attack),
             "options": ", ".join(
                 [f"{name} = {value}" for name, value in attack.options.items()]
                 + ["on the logits over T"] * attack.over_temperature
@@ -375,8 +448,20 @@ def _described(report: Report) -> list[dict[str, Any]]:
     ]
 
 
+def _explained(report: Report) -> dict[str, str]:
+    """By label, what each of brittle's own attacks does: the first sentence of its docstring, without its source."""
+    found = {}
+    for attack in (attack for model in report.models for attack in model.attacks):
+        module, _, name = attack.function.rpartition(".")
+        own = getattr(brittle.attacks, name, None) if module == "brittle.attacks" else None
+        first = re.split(r"[.:](?: |$)", " ".join((own.__doc__ or "").split()) if own else "", maxsplit=1)[0]
+        if first:
+            found[attack.label] = f"{first}."
+    return found
+
+
 def _wrong_before(report: Report) -> str:
-    """'1 of standard, 3 of tempered': rows set aside since the model had them wrong without any attack."""
+    """'1 for standard, 3 for tempered': images left out since the model has them wrong without any attack."""
     counts = []
     for model in report.models:
         found = [one for attack in model.attacks if not attack.targeted for one in attack.found.values()]

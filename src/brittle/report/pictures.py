@@ -148,16 +148,18 @@ def _attacked(report: Report, attack: Attack, arithmetic: str, row: int, spoken:
         became = f"→ {legible(after, 11)}"
     return Tile(
         picture(result.adversarial[0]),
-        (became, size),
+        (became, size) if size else (became,),
         raised,
         lowered,
         strong=True,
-        spoken=f"{spoken}: {before} → {after}, {size}",
+        spoken=f"{spoken}: {before} → {after}{f', {size}' if size else ''}",
     )
 
 
-def sized(result: AttackResult, norm: float) -> str:
-    """'L2 1.17', 'L∞ 0.052', '12 px': the change of a batch of one."""
+def sized(result: AttackResult, norm: float | None) -> str:
+    """'L2 1.17', 'L∞ 0.052', '12 px': the perturbation of a batch of one; empty without a norm to measure it in."""
+    if norm is None:
+        return ""
     size = float(result.norm(norm).item())
     return f"{size:.0f} px" if norm == 0 else f"{NORMS[norm]} {written(size)}"
 

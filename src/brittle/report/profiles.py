@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 RANKED = 8  # strongest and weakest units of a class in the table, as in Lo and Ding, table III
 _IMAGES = 3  # of each class in the diagrams, as in their table II
-_TILE, _STEP, _GAP, _LEFT, _FOOT = 84, 17, 14, 96, 26  # px
+_TILE, _GAP, _LEFT, _FOOT = 84, 14, 96, 26  # px
+_CLEAN = 56  # px of an image beside its network
+_STEP, _RADIUS = 10, 3.9  # px of a circle: four networks of 16 units a line are as wide as the page
 _SHADES = ((38, 255), (42, 236), (50, 170))  # red, green and blue of the weakest and of the strongest unit
 MOST, LARGEST = 16, 512  # units on a line of a diagram, and of a layer that it has room for
 
@@ -113,28 +115,29 @@ def networks(report: Report) -> str:
     if not seeds or report.images is None or max(seeds[0][1].layers.values()) > LARGEST:
         return ""
     units = seeds[0][1]
-    across = min(MOST, max(units.layers.values())) * _STEP + 10
-    step = _TILE + 8 + across + _GAP
-    high = max(_TILE, sum(map(_lines, units.layers.values())) * _STEP + 10)
-    width = _LEFT + _IMAGES * step + across
+    across = min(MOST, max(units.layers.values())) * _STEP + 6
+    names = 8 + round(6.2 * max(len(legible(report.class_name(one), 13)) for one in units.classes))
+    step = _CLEAN + 6 + across + _GAP
+    high = max(_CLEAN, sum(map(_lines, units.layers.values())) * _STEP + 6)
+    width = names + _IMAGES * step + across
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="grid" viewBox="0 0 {width} '
         f'{20 + len(units.classes) * (high + _FOOT)}" aria-label="Images, and the network with brighter circles for '
-        f'units of stronger gradients" style="min-width: {round(0.8 * width)}px">',
-        text(_LEFT + _IMAGES * step, 13, "class gradient", "quiet"),
+        f'units of stronger gradients" style="min-width: {round(0.7 * width)}px; max-width: {round(1.1 * width)}px">',
+        text(names + _IMAGES * step, 13, "class gradient", "quiet"),
     ]
     for place, one in enumerate(units.classes):
         top = 20 + place * (high + _FOOT)
         parts.append(text(0, top + high // 2, legible(report.class_name(one), 13), "strong"))
         for number, row in enumerate(_shown(report, units, one)):
-            left = _LEFT + number * step
+            left = names + number * step
             parts.append(
-                f'<image x="{left}" y="{top}" width="{_TILE}" height="{_TILE}" '
+                f'<image x="{left}" y="{top}" width="{_CLEAN}" height="{_CLEAN}" '
                 f'href="{data_uri(picture(report.images[row]))}"/>'
             )
             held = int((~units.held_out).sum())
-            parts.append(_circles(units, units.each[held + row], left + _TILE + 8, top, across))
-        parts.append(_circles(units, units.profile[one], _LEFT + _IMAGES * step, top, across))
+            parts.append(_circles(units, units.each[held + row], left + _CLEAN + 6, top, across))
+        parts.append(_circles(units, units.profile[one], names + _IMAGES * step, top, across))
     return "".join([*parts, "</svg>"])
 
 
@@ -148,7 +151,7 @@ def _shown(report: Report, units: Units, one: int) -> list[int]:
 def _circles(units: Units, log10: Tensor, left: int, top: int, across: int) -> str:
     """Rows of circles for each layer, on a dark ground; of a layer of many units several."""
     brightness = relative(log10)
-    high = sum(map(_lines, units.layers.values())) * _STEP + 10
+    high = sum(map(_lines, units.layers.values())) * _STEP + 6
     parts = [f'<rect x="{left}" y="{top}" width="{across}" height="{high}" rx="4" fill="#14161a"/>']
     place = first = 0
     for layer, count in units.layers.items():
@@ -159,7 +162,7 @@ def _circles(units: Units, log10: Tensor, left: int, top: int, across: int) -> s
             spoken = escaped(f"{layer} {number + 1}: {10 ** float(log10[place]):.3g}")
             parts.append(
                 f'<circle cx="{begin + number % MOST * _STEP:g}" '
-                f'cy="{top + 5 + _STEP / 2 + (first + number // MOST) * _STEP:g}" r="6.5" '
+                f'cy="{top + 3 + _STEP / 2 + (first + number // MOST) * _STEP:g}" r="{_RADIUS}" '
                 f'fill="#{shade}"><title>{spoken}</title></circle>'
             )
             place += 1
@@ -172,11 +175,11 @@ def _lines(count: int) -> int:
     return math.ceil(count / MOST)
 
 
-def maps(report: Report) -> str:
+def maps(report: Report, which: slice = slice(None)) -> str:
     """What the strongest feature maps of each class show, for its first held-out images; of the first network.
 
     Each map to its own scale, the same for all images of a class: white is 0. Empty if no units are done, the images
-    are not there, or no layer has maps.
+    are not there, no layer has maps, or none of the classes at the places `which` has.
     """
     seeds = next(iter(tables(report).values()), [])
     if not seeds or report.images is None or not (seeds[0][1].maps["places"] >= 0).any():
@@ -184,10 +187,12 @@ def maps(report: Report) -> str:
     units = seeds[0][1]
     lines = [
         (place, row, number)
-        for place in range(len(units.classes))
+        for place in range(len(units.classes))[which]
         for number, row in enumerate(units.maps["rows"][place].tolist())
         if 0 <= row < report.rows
     ]
+    if not lines:
+        return ""
     step, head = _TILE + _GAP // 2, 20
     blocks = len({place for place, *_ in lines})
     width = _LEFT + step * (1 + units.maps["places"].shape[1])

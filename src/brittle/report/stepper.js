@@ -145,6 +145,27 @@
     return `After ${state.step} of ${counted(last())}, ${taken}${was}.`;
   };
 
+  /** Where this state is found again: a link within the page, to copy or to follow. */
+  const address = () => {
+    const { image, step, arithmetic } = state;
+    const names = { model: model().name, attack: model().attacks[state.attack].name };
+    return `#${new URLSearchParams({ ...names, arithmetic, image, step, T: digits(state.temperature) })}`;
+  };
+
+  /** What the page's address asks for, as far as it is there; nothing if it asks for another place of the page. */
+  const asked = () => {
+    const wanted = new URLSearchParams(location.hash.slice(1));
+    const place = data.models.findIndex(({ name }) => name === wanted.get("model"));
+    const attacks = data.models[place]?.attacks ?? [];
+    const attack = attacks.findIndex(({ name }) => name === wanted.get("attack"));
+    const [image, step, temperature] = ["image", "step", "T"].map((name) => Number(wanted.get(name)));
+    const arithmetic = wanted.get("arithmetic");
+    if (attack < 0 || !attacks[attack].found[arithmetic]?.[image]) return null;
+    return { model: place, attack, arithmetic, image, step: step || 0, temperature: temperature > 0 ? temperature : 1 };
+  };
+
+  const within = (value, low, high) => Math.min(high, Math.max(low, value));
+
   const draw = () => {
     state.step = Math.min(state.step, last());
     drawImage();
@@ -161,6 +182,7 @@
     temperature.value = 100 * Math.log10(state.temperature);
     temperature.setAttribute("aria-valuetext", digits(state.temperature));
     part("temperature-value").textContent = digits(state.temperature);
+    part("link").href = address();
     part("trained").hidden = model().temperature === 1;
     part("trained").textContent = `${digits(model().temperature)}, as trained`;
   };
@@ -198,7 +220,10 @@
     const ended = state.step > 0 && state.step === last();
     const { name } = model().attacks[state.attack];
     Object.assign(state, changes);
-    if ("model" in changes) state.attack = Math.max(0, model().attacks.findIndex((attack) => attack.name === name));
+    if ("model" in changes) {
+      state.attack = Math.max(0, model().attacks.findIndex((attack) => attack.name === name));
+      state.temperature = model().temperature;
+    }
     if (!(state.arithmetic in found())) state.arithmetic = Object.keys(found()).at(-1);
     if (ended) state.step = last();
     offerAll();
@@ -208,7 +233,7 @@
   // Playing ----------------------------------------------------------------------------------------------------------
 
   const show = (step) => {
-    state.step = Math.max(0, Math.min(last(), step));
+    state.step = within(step, 0, last());
     draw();
   };
 
@@ -249,7 +274,21 @@
   on("used", "click", heated(() => 1));
   on("trained", "click", heated(() => model().temperature));
 
+  /** At first, and when the reader follows a link to a state. */
+  const restore = () => {
+    const found = asked();
+    if (!found) return;
+    stop();
+    Object.assign(state, found, { step: within(Math.round(found.step), 0, Infinity) });
+    thumbnails[state.image].querySelector("input").checked = true;
+    offerAll();
+    draw();
+    root.parentElement.scrollIntoView();
+  };
+
   offerAll();
   draw();
   root.hidden = false;
+  restore();
+  addEventListener("hashchange", restore);
 })();

@@ -125,13 +125,24 @@ def _rounded(values: Tensor) -> list[float]:
 
 
 def _start(models: list[dict[str, Any]], attack: str | None) -> dict[str, Any]:
-    """What is shown first: the hottest model, whose probabilities change most with T, and a row that was fooled."""
-    model = max(range(len(models)), key=lambda place: models[place]["temperature"])
-    names = [one["name"] for one in models[model]["attacks"]]
-    chosen = names.index(legible(attack)) if attack and legible(attack) in names else 0
-    found = models[model]["attacks"][chosen]["found"]
-    arithmetic = list(found)[-1]
-    runs = found[arithmetic]
-    there = [place for place, run in enumerate(runs) if run]
-    fooled = [place for place in there if runs[place]["outcome"] == "fooled"]
-    return {"model": model, "attack": chosen, "arithmetic": arithmetic, "image": (fooled or there or [0])[0]}
+    """What is shown first: an image that was fooled, of the hottest model, whose probabilities change most with T.
+
+    If possible, it is an image of the attack that the page shows, computed exactly.
+    """
+    ways = [
+        {"model": place, "attack": number, "arithmetic": arithmetic, "image": image}
+        for place, model in enumerate(models)
+        for number, one in enumerate(model["attacks"])
+        for arithmetic, runs in one["found"].items()
+        for image, run in enumerate(runs)
+        if run
+    ]
+
+    def worth(way: dict[str, Any]) -> tuple[bool, float, bool, int]:
+        model = models[way["model"]]
+        one = model["attacks"][way["attack"]]
+        fooled = one["found"][way["arithmetic"]][way["image"]]["outcome"] == "fooled"
+        latest = list(one["found"]).index(way["arithmetic"])
+        return fooled, model["temperature"], bool(attack) and one["name"] == legible(attack), latest
+
+    return max(ways, key=worth)

@@ -17,7 +17,8 @@ def contents(report: Report) -> dict[str, Any]:
         figures = {
             "profiles": profiles.profiles(report),
             "networks": profiles.networks(report),
-            "maps": profiles.maps(report),
+            "maps": profiles.maps(report, slice(1)),
+            "more_maps": profiles.maps(report, slice(1, None)),
             "knockout": knockouts.curves(report),
             "by_class": knockouts.by_class(report),
             "moves": knockouts.moves(report),
