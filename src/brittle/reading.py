@@ -114,6 +114,15 @@ def read_npz(path: Path, layout: str | None) -> Labelled:
     return Labelled(images, labels, classes, np.full(len(labels), ""), (images,))
 
 
+def way_into_range(low: float, high: float) -> str:
+    """How to bring images in [low, high] into [0, 1], as the end of a message; nothing where that is not plain."""
+    if low >= 0 and 2 <= high <= 65_535:
+        return ": divide them by the largest value that a pixel can have, 255 where it has 8 bits"
+    if -20 < low < 0 and high < 20:
+        return ": they look normalised; undo that, and let the model normalise them itself"
+    return ""
+
+
 def _part_folders(path: Path) -> dict[str, Path]:
     inner = {folder.name: folder for folder in _subfolders(path)}
     nested = [name for name in ("train", "test") if name in inner and _subfolders(inner[name])]
@@ -224,6 +233,7 @@ def _checked_images(images: np.ndarray, layout: str | None, path: Path) -> np.nd
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise InputError(
             f"{path}: images must lie in [0, 1] or be uint8, got {images.dtype} in [{low:.7g}, {high:.7g}]"
+            f"{way_into_range(low, high)}"
         )
     return images.astype(np.float32).clip(0, 1)
 
