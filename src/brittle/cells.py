@@ -54,7 +54,7 @@ VERSIONS = {
     "units": 2,
     "carriers": 1,
     "masks": 1,
-    "audit": 2,
+    "audit": 3,
 }
 ATTACKS = {"brittle.attacks.carlini_l2": 5}  # those whose version is not that of all
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
