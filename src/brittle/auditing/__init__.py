@@ -434,7 +434,7 @@ def _reference(battery: Battery, reference: nn.Module, grid: tuple[float, ...]) 
 
     for eps in grid:
         right[battery.once(f"the reference at {eps:.3g}", partial(fooled, eps))] = False
-        left.append(right.double().mean().item())
+        left.append(int(right.sum()) / len(labels))
         at = right.clone() if eps == battery.eps else at
     return at, Curve("undefended reference", grid, tuple(left), len(labels))
 

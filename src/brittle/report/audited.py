@@ -40,10 +40,11 @@ def table(report: Report) -> Table | None:
         return None
     said = dict.fromkeys(_asked(one.record) for _, one in found)
     shown = Table(box=None, header_style="bold", caption="\n".join(said), caption_justify="left")
-    for head in ("audit of", "verdict", "cause"):
-        shown.add_column(head, overflow="fold")
-    for head in ("clean\naccuracy", "baseline\nattack", "all\nattacks", "unde-\nfended"):
-        shown.add_column(head, justify="right")
+    shown.add_column("audit of", overflow="fold")
+    shown.add_column("verdict", min_width=max(map(len, audit.WORDS)))
+    shown.add_column("cause", overflow="fold")
+    for head in ("clean", "baseline\nattack", "all\nattacks", "unde-\nfended"):
+        shown.add_column(head, justify="right", min_width=max(map(len, head.split("\n"))))
     for model, one in found:
         record, kind = one.record, one.record["verdict"]["kind"]
         shares = [record["door"]["accuracy"], record["common"], record["left"], record["reference"]]
