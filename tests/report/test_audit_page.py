@@ -62,8 +62,8 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
     [
         (
             "masked",
-            "Masked, it only looks robust: 96\xa0% of the images survive the baseline attack (PGD); none survives the full "
-            "set of attacks.",
+            "Masked, it only looks robust: 96\xa0% of the images survive the baseline attack (PGD); none survives the "
+            "full set of attacks.",
         ),
         ("broken", "Broken, not robust: none of the images survives the full set of attacks."),
         ("robust", "Robust, as far as can be shown: 70\xa0% of the images survive the full set of attacks."),
@@ -199,7 +199,7 @@ def test_what_a_verdict_rests_on_stands_beside_it_in_the_page_and_the_data():
         ("/home/me/nets/net.pt", "net.pt"),
         ("~/nets/net.pt", "net.pt"),
         ("{here}/nets/net.pt", "nets/net.pt"),
-        ("brittle audit /home/me/net.py:Net --weights '/home/me/my nets/w.pt'", "brittle audit net.py:Net --weights 'my nets/w.pt'"),
+        ("audit /home/me/n.py:N '/home/me/my nets/w.pt'", "audit n.py:N 'my nets/w.pt'")
         ("brittle audit m:n --weights=/home/me/w.pt --eps 8/255", "brittle audit m:n --weights=w.pt --eps 8/255"),
         ("C:\\Users\\me\\net.pt", "net.pt"),
         ("from https://example.org/a/b, see nets/net.pt", "from https://example.org/a/b, see nets/net.pt"),

@@ -149,7 +149,11 @@ def compared(eps: float, usual: float) -> str:
             return f"{words} of the usual {usual:.3g}"
     if math.isclose(eps, usual, rel_tol=0.02):
         return "the usual one"
-    return f"{eps / usual:.2g} times the usual {usual:.3g}"
+    return (
+        f"{eps / usual:.2g} times the usual {usual:.3g}"
+        if eps > usual
+        else f"{eps / usual:.0%} of the usual {usual:.3g}"
+    )
 
 
 def _doubts(failed: Sequence[Check], common: Share | None) -> list[tuple[str, str]]:
