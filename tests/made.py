@@ -254,11 +254,13 @@ def audit_record(kind: str = "masked", norm: str = "linf", **more: Any) -> dict[
         "verdict": {
             "kind": kind,
             "causes": ["scale"] if kind == "masked" else [],
-            "sentences": ["At L-infinity 0.3 so many are left.", "scale: what scale found."],
+            "sentences": ["Robust accuracy is 70 %, but this is not shown to hold.", "scale: what scale found."],
             "next": ["audit more rows"] if kind == "inconclusive" else [],
         },
         "norm": norm,
         "eps": {"linf": 0.3, "l2": 1.5, "l0": 10}[norm],
+        "compared": "the usual one",
+        "chosen": "the first 200 of 1000",
         "budget": "quick",
         "seed": 0,
         "door": {
@@ -277,8 +279,8 @@ def audit_record(kind: str = "masked", norm: str = "linf", **more: Any) -> dict[
             {"name": "PGD on logits brought to scale", **step, "mends": "scale", "broken": 192, "left": 0.0},
         ],
         "curves": [
-            {"name": "common attack", "eps": [0.1, 0.3, 1.0], "left": [0.97, 0.96, 0.9], "rows": 200},
-            {"name": "everything", "eps": [0.1, 0.3, 1.0], "left": [0.2, 0.0, 0.0], "rows": 200},
+            {"name": "baseline attack", "eps": [0.1, 0.3, 1.0], "left": [0.97, 0.96, 0.9], "rows": 200},
+            {"name": "all attacks", "eps": [0.1, 0.3, 1.0], "left": [0.2, 0.0, 0.0], "rows": 200},
         ],
         "checks": [
             audit_check("accuracy"),
@@ -293,6 +295,7 @@ def audit_record(kind: str = "masked", norm: str = "linf", **more: Any) -> dict[
                 "prediction": 2,
                 "size": 0.25,
                 "attack": "PGD",
+                "minimal": False,
                 "clean": plane,
                 "adversarial": changed,
             }

@@ -110,12 +110,12 @@ def run(monkeypatch, folder):
 
 def test_an_undefended_network_is_broken_and_has_a_page(run, folder):
     done = run("audit_mine:net", *PLAIN, code=1)
-    assert done.stdout.startswith("Not robust: ")
-    assert "A common attack reports" in done.stdout
+    assert done.stdout.startswith("Broken, not robust: ")
+    assert "Accuracy under the baseline attack" in done.stdout
     page = folder / "home" / "reports" / "audit-audit_mine-net" / "audit.html"
     assert str(page) in done.stdout
     text = page.read_text(encoding="utf-8")
-    assert "<h1>Not robust" in text
+    assert "<h1>Broken, not robust" in text
     assert "brittle audit audit_mine:net --data digits --weights plain.safetensors --norm linf --rows 30" in text
 
 
@@ -198,7 +198,7 @@ def trained(*more):
 
 
 def test_a_trained_cell_is_audited_by_its_key(run):
-    assert "Not robust" in run(trained(), *QUICK, code=1).stdout
+    assert "Broken, not robust" in run(trained(), *QUICK, code=1).stdout
 
 
 def test_a_cell_trained_hot_is_set_beside_its_plain_twin(run, folder):

@@ -76,6 +76,7 @@ FLOORS = [
     "inspecting",
     "cli",
 ]
+UPWARDS = {"auditing": {"report.audit"}}  # inside methods alone: a result that can write its own page
 MAY_ATTACKS = {"errors", "progress", "networks", "softmax", "attacks"}
 MAY_REPORT = {"errors", "store", "cells", "measures", "attacks", "softmax", "report"}
 MAY_REPORT |= {"units", "unit_cells", "carrier_cells", "mask_cells", "audit_cells"}
@@ -116,7 +117,7 @@ def floor(name: str) -> int:
 @pytest.mark.parametrize("name", sorted(set(modules()) - {""}))
 def test_a_file_imports_only_from_files_above_it(name):
     below = {other for other in imported(modules()[name]) if floor(other) > floor(name)}
-    assert not below
+    assert not below - UPWARDS.get(name, set())
 
 
 @pytest.mark.parametrize("name", sorted(set(modules()) - {""}))

@@ -109,7 +109,7 @@ def run_audit(asked: Question, how: Request) -> int:
     if how.as_json:
         out.print_json(report.as_json(audits, about))
     else:
-        out.print(report.terminal(audits, about), highlight=False, soft_wrap=True)
+        out.print(report.terminal(audits), highlight=False)
         out.print(f"\nThe whole page: {page}", highlight=False, soft_wrap=True)
     return {"robust": ROBUST, "inconclusive": INCONCLUSIVE}.get(kind, BROKEN)
 

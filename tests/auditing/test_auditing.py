@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,11 +20,11 @@ from brittle.auditing.battery import Ledger, Step
 from brittle.auditing.checks import check, monotone, worth_of
 from brittle.auditing.door import look_in
 from brittle.auditing.gradients import Gradients, look_at
-from brittle.auditing.verdict import decide, named
+from brittle.auditing.verdict import compared, decide, named
 from brittle.auditing.views import Averaged, Logged, Scaled, StraightThrough, works
 from brittle.data import Split
 from brittle.errors import InputError
-from brittle.measures import Share
+from brittle.measures import Share, paired
 
 
 class Made(nn.Module):
@@ -36,6 +36,12 @@ class Made(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.function(images)
+
+
+def undefended() -> nn.Module:
+    """Another network, which agrees with `convnet` on most images."""
+    one, other = convnet(gain=3).eval(), convnet(seed=5, gain=3).eval()
+    return Made(lambda images: one(images) + 0.2 * other(images)).eval()
 
 
 def split_of(model: nn.Module, rows: int = 40) -> Split:
@@ -170,18 +176,32 @@ PASSED = check("anything", 0, "at most", 1, source="", sentence="")
 FAILED = check("scale", 1, "at most", 0, source="", sentence="Something.", remedy="run more")
 
 
-def ruled(common: int, left: int, *checks: Any, reference: int | None = None, made: list[Step] | None = None) -> Any:
+def ruled(
+    common: int,
+    left: int,
+    *checks: Any,
+    reference: int | None = None,
+    total: int = 200,
+    eps: float = 0.3,
+    clean: int = 190,
+    gradients: Gradients | None = SOUND,
+    **door: Any,
+) -> Any:
+    """The verdict of counts; the images that the reference has right are the last, those of the model the first."""
     plain = convnet(gain=3)
-    door = dataclasses.replace(look_in(plain, split_of(plain)), accuracy=Share(190, 200), chance=0.1)
+    seen = {"accuracy": Share(clean, total), "chance": 0.1, **door}
+    rows = torch.arange(total)
     return decide(
-        door=door,
-        steps=made or steps((None, common / 200), ("budget", left / 200)),
-        common=Share(common, 200),
-        left=Share(left, 200),
-        reference=None if reference is None else Share(reference, 200),
-        gradients=SOUND,
+        door=dataclasses.replace(look_in(plain, split_of(plain)), **seen),
+        steps=steps((None, common / total), ("budget", left / total)),
+        common=Share(common, total),
+        left=Share(left, total),
+        beside=None if reference is None else paired(rows < left, rows >= total - reference),
+        gradients=gradients,
         checks=checks or (PASSED,),
         bound="L-infinity 0.3",
+        eps=eps,
+        usual=0.3,
     )
 
 
@@ -196,6 +216,68 @@ def test_the_rules_in_their_order():
     assert ruled(160, 135, FAILED).kind == "masked"
     assert ruled(160, 135).kind == "inconclusive"  # a gap without a cause is not robust either
     assert ruled(64, 42).kind == "broken"  # an undefended network, a little more searched
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said", "after"),
+    [
+        (
+            ruled(19, 19, total=20, clean=20),
+            "The word robust takes 100 images; there are 20.",
+            "audit at least 100 images",
+        ),
+        (
+            ruled(160, 155, eps=8 / 255),
+            "eps 0.0314 is a tenth of the usual 0.3: an undefended network may pass as well.",
+            "give --reference MODEL: at this eps an undefended network may pass as well",
+        ),
+        (
+            ruled(160, 155, reference=145, eps=8 / 255),
+            "An undefended network has 72.5% on the same images: the difference is 5 points",
+            "audit at a larger eps, or more images",
+        ),
+        (
+            ruled(20, 20, clean=20),
+            "This network has not learned: clean accuracy 10.0% (6.6% to 14.9%), a constant answer has 10%.",
+            "train it, or check the weights, the order of the labels and the preprocessing",
+        ),
+        (
+            ruled(160, 0, neighbours=0.5),
+            "The model's answer to an image depends on the other images of the batch",
+            "",
+        ),
+    ],
+)
+def test_what_would_flatter_is_inconclusive_with_its_reason_and_the_next_step(verdict: Any, said: str, after: str):
+    assert verdict.kind == "inconclusive"
+    assert any(one.startswith(said) for one in verdict.sentences)
+    assert not after or after in verdict.next
+
+
+def test_a_small_eps_is_robust_only_beside_a_reference_that_fails():
+    assert ruled(160, 155, eps=0.03, reference=20).kind == "robust"
+    assert ruled(160, 155, eps=0.28).kind == "robust"  # within a tenth of the usual one
+    assert ruled(95, 92, total=100, clean=98, reference=10).kind == "robust"  # 100 images are enough
+
+
+def test_a_gap_in_l0_is_no_cause():
+    assert ruled(165, 59, gradients=None).kind == "broken"
+    assert ruled(165, 120, FAILED, gradients=None).kind == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("eps", "usual", "words"),
+    [
+        (0.3, 0.3, "the usual one"),
+        (0.0314, 8 / 255, "the usual one"),
+        (8 / 255, 0.3, "a tenth of the usual 0.3"),
+        (0.1, 0.3, "a third of the usual 0.3"),
+        (0.02, 0.3, "7% of the usual 0.3"),
+        (0.6, 0.3, "2 times the usual 0.3"),
+    ],
+)
+def test_an_eps_is_compared_with_the_usual_one(eps: float, usual: float, words: str):
+    assert compared(eps, usual) == words
 
 
 @pytest.mark.parametrize("left", range(0, 180, 5))
@@ -274,9 +356,139 @@ def test_an_audit_is_json_and_the_same_each_time(small: Audit):
     assert "clean" not in record["pictures"][0]
     assert small.images()["adversarial"].shape == (len(record["pictures"]), 1, 6, 6)
     assert small.left.count <= small.common.count
-    curve = small.curves[1]
+    baseline, curve = small.curves
     assert curve.left == tuple(sorted(curve.left, reverse=True))
     assert curve.left[curve.eps.index(0.1)] == small.left.value
+    assert baseline.left[curve.eps.index(0.1)] == small.common.value
+    assert small.steps[-1].left == small.left.value
+
+
+@pytest.mark.parametrize("rows", [20, 80])
+def test_all_curves_are_over_all_images_and_all_attacks_are_nowhere_above_the_baseline(rows: int):
+    model = convnet(gain=3).eval()
+    found = audit(model, split_of(model, rows), eps=0.02, budget="quick", reference=undefended())
+    baseline, everything, beside = found.curves
+    assert {curve.rows for curve in found.curves} == {rows}
+    assert all(least <= most for least, most in zip(everything.left, baseline.left, strict=True))
+    assert beside.left == tuple(sorted(beside.left, reverse=True))
+    assert found.reference is not None
+    assert beside.left[beside.eps.index(0.02)] == found.reference.value
+    assert found.beside is not None
+    assert found.beside.both + found.beside.one == found.left.count
+    assert found.beside.both + found.beside.other == found.reference.count
+
+
+def test_only_an_attack_that_looks_for_the_smallest_perturbation_is_said_to(small: Audit):
+    assert {one.attack.startswith("Carlini") for one in small.pictures if one.minimal} <= {True}
+    assert any(one.minimal for one in small.pictures) or not any("Carlini" in one.attack for one in small.pictures)
+
+
+# Models that cannot be audited as they are ----------------------------------------------------------------------------
+
+
+def test_a_model_that_looks_at_the_whole_batch_is_told_of():
+    plain = convnet(gain=3).eval()
+
+    def batch(x: Tensor) -> Tensor:
+        return plain(x) - plain(x).mean(0, keepdim=True)
+
+    images = pictures(60)
+    found = audit(Made(batch).eval(), Split(images, batch(images).argmax(1)), eps=0.1, budget="quick")
+    assert found.verdict.kind == "inconclusive"
+    assert found.verdict.sentences[0].startswith("The model's answer to an image depends on the other images")
+    assert [one.name for one in found.checks if not one.passed].count("one image alone") == 1
+
+
+class Stays(nn.Module):
+    """Batch normalisation that ignores evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.network = nn.BatchNorm2d(1), convnet(gain=3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.norm.train()(images))
+
+
+def test_batch_normalisation_that_stays_in_training_mode_is_told_of():
+    model = Stays().eval()
+    images = pictures(40)
+    door = look_in(model, Split(images, predicted(model, images)))
+    assert door.updates
+    assert not door.independent
+    assert any("changes its own buffers" in one for one in door.remedies)
+    assert not look_in(convnet(gain=3).eval(), split_of(convnet(gain=3))).updates
+
+
+def test_an_answer_of_nan_is_no_error_and_is_told_of():
+    plain = convnet(gain=3).eval()
+    split = split_of(plain, 6)
+
+    def fragile(x: Tensor) -> Tensor:  # off the clean images, whose pixels sum to known numbers, it answers NaN
+        known = (x.flatten(1).sum(1)[:, None] - split.images.flatten(1).sum(1)).abs().amin(1) < 1e-4
+        return plain(x) + torch.where(known, 0.0, torch.nan)[:, None]
+
+    found = audit(Made(fragile).eval(), split, eps=0.1, budget="quick")
+    assert found.left.value == 1
+    assert found.verdict.kind == "inconclusive"
+    (check,) = [one for one in found.checks if one.name == "finite outputs"]
+    assert not check.passed
+    assert "has answered NaN or infinity" in check.sentence
+    assert "nan" not in found.summary().replace("NaN", "")
+
+
+def test_a_network_that_has_not_learned_is_said_first_and_is_no_reference():
+    model, images = convnet(gain=3).eval(), pictures(60)
+    dead = Made(lambda x: x.new_tensor([1.0, 0, 0, 0]).expand(len(x), 4) + 0 * x.flatten(1)[:, :4]).eval()
+    labels = torch.arange(60) % 4
+    found = audit(dead, Split(images, labels), eps=0.1, budget="quick")
+    assert found.verdict.kind == "inconclusive"
+    said = "This network has not learned: clean accuracy 25.0% (15.8% to 37.2%), a constant answer has 25%."
+    assert found.verdict.sentences[0] == said
+    assert "nan" not in found.summary().lower()
+    wrong = audit(Made(lambda x: -model(x)), split_of(model, 20), eps=0.1, budget="quick")  # not one image is right
+    assert wrong.verdict.kind == "inconclusive"
+    assert "nan" not in wrong.summary().lower()
+    beside = audit(model, split_of(model, 60), eps=0.1, budget="quick", reference=dead)
+    assert beside.reference is None
+    assert any(one.startswith("The reference was not used, as it has not learned") for one in beside.door.remedies)
+    with pytest.raises(InputError, match="the reference must return one tensor of logits, got a tuple"):
+        audit(model, split_of(model, 20), reference=Made(lambda x: (x, x)))
+
+
+# In Python ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_audit_says_itself_in_a_line_a_summary_a_table_and_a_page(small: Audit, tmp_path: Path):
+    assert repr(small).startswith(f"<Audit: {small.verdict.kind}; robust accuracy ")
+    assert len(repr(small)) < 200
+    summary = small.summary()
+    assert summary.startswith(small.verdict.kind.capitalize())
+    assert "40 test images: all 40 given. Budget quick." in summary
+    assert "a third of the usual 0.3" in summary
+    assert "[" not in summary
+    assert "<th>verdict</th>" in small._repr_html_()
+    page = small.write(tmp_path / "page", classes=["<i>one</i>"], name="<b>mine</b>")
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;b&gt;mine&lt;/b&gt;" in text
+    assert "<i>one</i>" not in text
+    assert json.loads((page.parent / "audit.json").read_text())["verdicts"][0]["images"] == 40
+
+
+def test_images_may_come_as_a_pair_or_a_loader_and_it_is_said_which_were_taken():
+    model = convnet(gain=3).eval()
+    split = split_of(model, 20)
+    pairs = torch.utils.data.TensorDataset(split.images, split.labels)
+    options: dict[str, Any] = {"eps": 0.1, "budget": "quick"}
+    whole = audit(model, split, rows=8, **options)
+    assert whole.chosen == "the first 8 of 20"
+    assert (
+        audit(model, (split.images, split.labels), rows=8, **options).chosen == "8 drawn at random, with a fixed seed"
+    )
+    loaded = audit(model, torch.utils.data.DataLoader(pairs, batch_size=4), **options)
+    assert (loaded.left.total, loaded.chosen) == (20, "all 20 given")
+    with pytest.raises(InputError, match="a torch Dataset or a DataLoader, got Tensor"):
+        audit(model, cast(Any, split.images))
 
 
 class Noisy(nn.Module):
@@ -292,7 +504,7 @@ class Noisy(nn.Module):
 
 @pytest.mark.parametrize("make", [lambda: convnet(gain=3).eval(), lambda: Noisy().eval()])
 def test_an_audit_that_is_killed_goes_on_to_the_same_end(make: Callable[[], nn.Module], tmp_path: Path):
-    options: dict[str, Any] = {"eps": 0.1, "budget": "quick", "reference": convnet(seed=5, gain=3).eval()}
+    options: dict[str, Any] = {"eps": 0.1, "budget": "quick", "reference": undefended()}
     split, file = split_of(convnet(gain=3), 12), tmp_path / "audit.safetensors"
     told: list[str] = []
     whole = audit(make(), split, progress=lambda done, total, note="": told.append(note), **options)
@@ -363,5 +575,6 @@ def test_a_request_that_cannot_be_met_says_what_came(wrong: dict[str, Any], mess
 def test_the_usual_bounds():
     assert usual_eps(torch.zeros(1, 1, 28, 28), "linf") == 0.3
     assert usual_eps(torch.zeros(1, 3, 32, 32), "linf") == 8 / 255
+    assert usual_eps(torch.zeros(1, 3, 224, 224), "linf") == 4 / 255
     assert (usual_eps(torch.zeros(1, 1, 28, 28), "l2"), usual_eps(torch.zeros(1, 3, 32, 32), "l2")) == (1.5, 0.5)
     assert usual_eps(torch.zeros(1, 3, 32, 32), "l0") == 10

@@ -53,10 +53,31 @@ def test_no_more_is_left_than_autoattack_leaves(name: str, eps: float):
     assert found.left.count <= int((predictions(model, reached.adversarial) == split.labels[:rows]).sum())
 
 
+@pytest.mark.parametrize(("eps", "rows"), [(8 / 255, 100), (0.02, 20)])
+def test_an_undefended_network_at_a_small_eps_is_not_called_robust(eps: float, rows: int):
+    found = audit(undefended(), data().test, eps=eps, rows=rows, budget="quick")
+    assert found.left.value > 0.5
+    assert found.verdict.kind == "inconclusive"
+    assert "give --reference MODEL: at this eps an undefended network may pass as well" in found.verdict.next
+
+
+def test_an_undefended_network_beside_another_at_a_small_eps_is_not_called_robust():
+    found = audit(undefended(), data().test, eps=8 / 255, rows=100, budget="quick", reference=reference())
+    assert found.verdict.kind == "inconclusive"
+    assert any(one.startswith("An undefended network has ") for one in found.verdict.sentences)
+
+
+@pytest.mark.parametrize("pixels", [10, 20])
+def test_an_undefended_network_is_never_masked_in_l0(pixels: int):
+    found = audit(undefended(), data().test, norm="l0", eps=pixels, rows=30, budget="quick")
+    assert found.verdict.kind in ("broken", "inconclusive")
+    assert found.verdict.causes == ()
+
+
 @pytest.mark.parametrize("norm", ["l2", "l0"])
 def test_other_norms_tell_a_tempered_network_from_an_undefended_one(norm: Norm):
-    for make, kind in ((undefended, "broken"), (lambda: chain()[0], "masked")):
-        # 80 pixels: with 40, float32 alone hides a quarter of the rows of even an undefended network of the digits
+    hot = "broken" if norm == "l0" else "masked"  # in L0 no attack differs from another in one thing alone
+    for make, kind in ((undefended, "broken"), (lambda: chain()[0], hot)):
         found = audit(make(), data().test, norm=norm, eps=3 if norm == "l2" else 80, rows=50, budget="quick")
         assert found.verdict.kind == kind
         assert found.verdict.kind != "masked" or found.verdict.causes[0] == "scale"

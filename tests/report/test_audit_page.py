@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -61,11 +62,12 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
     [
         (
             "masked",
-            "It only looks robust: 96\xa0% of the images withstand a common attack, but none withstand them all.",
+            "Masked, it only looks robust: 96\xa0% of the images survive the baseline attack (PGD); none survives the "
+            "full set of attacks.",
         ),
-        ("broken", "Not robust: none of the images withstand attack."),
-        ("robust", "Robust, as far as can be shown: 70\xa0% of the images withstand every attack."),
-        ("inconclusive", "Undecided: 70\xa0% of the images withstand what was tried"),
+        ("broken", "Broken, not robust: none of the images survives the full set of attacks."),
+        ("robust", "Robust, as far as can be shown: 70\xa0% of the images survive the full set of attacks."),
+        ("inconclusive", "Inconclusive: robust accuracy is 70 %, but this is not shown to hold."),
     ],
 )
 def test_the_verdict_stands_on_top_in_plain_words(kind, said):
@@ -81,9 +83,9 @@ def test_the_verdict_stands_on_top_in_plain_words(kind, said):
 
 def test_the_three_numbers_have_their_intervals():
     said = text()
-    assert "A common attack reports 96\xa0% 92.3 – 98.0\xa0%" in said
-    assert "Left under everything 0\xa0% 0.0 – 1.9\xa0%" in said
-    assert "An undefended network has left 0.5\xa0% 0.1 – 2.8\xa0%" in said
+    assert "Accuracy under the baseline attack 96\xa0% 92.3 – 98.0\xa0%" in said
+    assert "Robust accuracy, under all attacks 0\xa0% 0.0 – 1.9\xa0%" in said
+    assert "Robust accuracy, undefended 0.5\xa0% 0.1 – 2.8\xa0%" in said
     assert "not measured Give an undefended network" in text(audit_record(reference=None))
 
 
@@ -95,20 +97,28 @@ def test_attacks_stand_in_their_order_with_what_each_added():
 
 def test_checks_have_quantity_threshold_source_and_sentence_and_the_failed_come_first():
     said = text()
-    assert "The checks: 1 of 3 passed" in said
-    first = "✗ failed Scale. What scale found. To do: report it. Somebody 2020 found 0.5 held against 0.1"
+    assert "Sanity checks of the attacks: 2 of 3 failed" in said
+    assert "Sanity checks of the attacks: all 1 passed" in text(
+        audit_record("robust", checks=[audit_check("accuracy")])
+    )
+    first = "✗ failed Scale. What scale found. Next: report it. Somebody 2020 measured 0.5 threshold 0.1"
     assert first in said
     assert said.index("Scale.") < said.index("8-bit images.") < said.index("Accuracy.")
     assert "– failed 8-bit images." in said
     assert "the verdict does not rest on it" in said
-    assert "found – held" in text(audit_record(checks=[audit_check("binarization", False, quantity=None)]))
+    assert "measured – threshold" in text(audit_record(checks=[audit_check("binarization", False, quantity=None)]))
 
 
 def test_a_picture_says_what_it_was_and_what_it_became():
     page = report.html([audit_record()], ABOUT)
     assert page.count("data:image/png;base64,") == 3
     assert "<b>&lt;b&gt;one&lt;/b&gt; → two</b>, L∞ 0.25" in page
-    assert "change × 4" in page
+    assert "perturbation × 4" in page
+    assert "<b>Adversarial images</b>" in page
+    assert "a smaller one may exist" in page
+    minimal = audit_record(pictures=[{**audit_record()["pictures"][0], "minimal": True}])
+    assert "The smallest perturbations found" in text(minimal)
+    assert "PGD, the smallest perturbation it found; test image 3" in text(minimal)
     beyond = audit_record(pictures=[{**audit_record()["pictures"][0], "prediction": 812}])
     assert "→ class 812" in text(beyond)
 
@@ -124,7 +134,7 @@ def test_of_several_norms_the_worst_is_on_top():
     for place in range(1, 5):
         assert report.worst([audit_record(kind) for kind in kinds[:place]])["verdict"]["kind"] == kinds[place - 1]
     said = text(audit_record("robust"), audit_record("broken", "l2"))
-    assert said.index("Not robust:") < said.index("Robust, as far")
+    assert said.index("Broken, not robust:") < said.index("Robust, as far")
     assert "The evidence in L2" in said
 
 
@@ -134,20 +144,112 @@ def test_it_is_written_whole_with_its_numbers_beside_it(tmp_path: Path):
     found = json.loads((page.parent / "audit.json").read_text(encoding="utf-8"))
     assert found["verdict"] == "masked"
     assert found["audits"][0]["left"]["count"] == 0
-    assert found["audits"][0]["pictures"] == [{"row": 3, "label": 1, "prediction": 2, "size": 0.25, "attack": "PGD"}]
+    picture = {"row": 3, "label": 1, "prediction": 2, "size": 0.25, "attack": "PGD", "minimal": False}
+    assert found["audits"][0]["pictures"] == [picture]
     assert sorted(path.name for path in page.parent.iterdir()) == ["audit.html", "audit.json"]
     with pytest.raises(InputError, match="the report cannot be written to"):
         report.write_audit([audit_record()], ABOUT, page)
 
 
 def test_a_terminal_gets_the_verdict_the_numbers_and_the_failed_checks():
-    said = report.terminal([audit_record()], ABOUT)
+    said = report.terminal([audit_record()])
     lines = said.splitlines()
-    assert lines[0].startswith("[bold red]It only looks robust")
-    order = ["A common attack reports", "Left under everything", "An undefended network has left", "failed", "note:"]
+    assert lines[0].startswith("[bold magenta]Masked, it only looks robust")
+    assert (
+        lines[1] == "Clean accuracy 98\xa0% (95.0 – 99.2\xa0%). 200 test images: the first 200 of 1000. Budget quick."
+    )
+    assert lines[2].endswith("(L∞, eps 0.3: the usual one).")
+    assert "Cause, scale: The logits are so large that the float32 gradient is exactly zero." in said
+    order = ["under the baseline", "under all attacks", "accuracy, undefended", "failed", "note:"]
     places = [next(n for n, line in enumerate(lines) if word in line) for word in order]
     assert places == sorted(places)
     assert "What accuracy found." not in said
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("kind", ["robust", "masked", "broken", "inconclusive"])
+def test_a_narrow_terminal_breaks_lines_between_words(kind: str, width: int):
+    from rich.console import Console
+
+    said = report.terminal([audit_record(kind)])
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(said, highlight=False)
+    shown = console.export_text()
+    assert shown.split() == report.plain([audit_record(kind)]).split()
+    assert max(map(len, shown.splitlines())) <= width
+
+
+def test_what_a_verdict_rests_on_stands_beside_it_in_the_page_and_the_data():
+    for kind in ("robust", "masked", "broken", "inconclusive"):
+        said = text(audit_record(kind))
+        beside = "Clean accuracy 98\xa0% (95.0 – 99.2\xa0%). 200 test images: the first 200 of 1000. Budget quick."
+        assert said.index(beside) < said.index("What this audit cannot know")
+        assert "(L∞, eps 0.3: the usual one)" in said
+    (told,) = json.loads(report.as_json([audit_record()], ABOUT))["verdicts"]
+    assert told["clean_accuracy"]["interval"] == audit_share(196)["interval"]
+    names = ("verdict", "images", "norm", "eps", "compared", "chosen", "budget")
+    assert [told[name] for name in names] == [
+        "masked", 200, "linf", 0.3, "the usual one", "the first 200 of 1000", "quick",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("/home/me/nets/net.pt", "net.pt"),
+        ("~/nets/net.pt", "net.pt"),
+        ("{here}/nets/net.pt", "nets/net.pt"),
+        ("audit /home/me/n.py:N '/home/me/my nets/w.pt'", "audit n.py:N 'my nets/w.pt'")
+        ("brittle audit m:n --weights=/home/me/w.pt --eps 8/255", "brittle audit m:n --weights=w.pt --eps 8/255"),
+        ("C:\\Users\\me\\net.pt", "net.pt"),
+        ("from https://example.org/a/b, see nets/net.pt", "from https://example.org/a/b, see nets/net.pt"),
+        ("photos: /home/me/photos; the first 10", "photos: photos; the first 10"),
+    ],
+)  # fmt: skip
+def test_no_folder_of_this_machine_is_published(written: str, shown: str):
+    written = written.format(here=Path.cwd())
+    assert report.shortened(written) == shown
+    about = {**ABOUT, "model": written, "again": written, "facts": [["model", written]]}
+    page, data = report.html([audit_record()], about), report.as_json([audit_record()], about)
+    assert "/home/me" not in page + data
+    assert str(Path.cwd()) not in page + data
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.1's contrast ratio of two colours, '#rrggbb'."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_verdicts_differ_in_hue_and_sign_and_can_be_read_in_both_themes():
+    page = report.html([audit_record()], ABOUT)
+    assert len({word[0] for word in report.WORDS.values()}) == 4
+    assert len(set(report.COLOURS.values())) == 4
+    tones = dict(re.findall(r"\.(broken|masked|robust|inconclusive) \{ --tone: var\(--(\w+)\); \}", page))
+    assert sorted(tones) == sorted(report.WORDS)
+    for theme in (0, 1):  # light, then dark
+        colours = {name: re.findall(rf"--{name}: (#\w{{6}})", page)[theme] for name in [*tones.values(), "paper"]}
+        assert len(set(colours.values())) == 5
+        assert min(contrast(colours[tone], colours["paper"]) for tone in tones.values()) >= 4.5
+
+
+def test_landmarks_have_names_of_their_own_and_lists_of_definitions_hold_nothing_else():
+    outline = Outline(report.html([audit_record(), audit_record("broken", "l2"), audit_record("robust", "l0")], ABOUT))
+    regions = [one["aria-label"] for _, one in outline.seen if one.get("role") == "region"]
+    assert len(regions) == len(set(regions)) == 6
+    assert all("role" not in one for tag, one in outline.seen if tag == "dd")
+
+
+def test_a_table_for_a_notebook_is_escaped():
+    said = report.small_table(audit_record(chosen="<script>"))
+    assert "<td>◐ Masked</td>" in said
+    assert "&lt;script&gt;" in said
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium and no Chrome is installed")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 
 from made import audit_record, model, report
+from rich.console import Console
 from seen import HOSTILE, Outline
 from seen import words as words_of
 
@@ -28,10 +30,10 @@ def audited(name: str, *kinds: str, beside: str | None = None) -> Model:
 def test_the_page_opens_with_the_verdict_on_each_model():
     page = html(report(audited("plain", "broken"), audited("hot", "masked", beside="plain, seed 0")))
     said = words(page)
-    first = said.index("plain Broken Not robust: none of the images withstand attack.")
-    second = said.index("hot Masked It only looks robust: 96 % of the images withstand a common attack")
+    first = said.index("plain ✗ Broken Broken, not robust: none of the images survives the full set of attacks.")
+    second = said.index("hot ◐ Masked Masked, it only looks robust: 96 % of the images survive the baseline attack")
     assert first < second < said.index("Accuracy") < said.index("The audits")
-    assert "beside plain, seed 0." in said
+    assert "the first 200 of 1000. Budget quick. Beside plain, seed 0." in said
     assert "This one is not set beside an undefended network." not in said  # `record` has a reference
 
 
@@ -43,7 +45,7 @@ def test_each_audit_has_its_evidence_and_its_own_identifiers():
     links = {href for one in outline.all("a") if (href := one.get("href") or "").startswith("#audit-")}
     assert links == {"#audit-0", "#audit-1", "#audit-2"}
     assert {link[1:] for link in links} <= set(names)
-    assert words(page).count("The smallest changes found") == 3
+    assert words(page).count("a smaller one may exist") == 3
 
 
 def test_a_study_without_audits_says_nothing_of_them():
@@ -58,17 +60,24 @@ def test_a_terminal_shows_a_line_for_each_audit():
     assert shown is not None
     columns = [list(column.cells) for column in shown.columns]
     assert columns[0] == ["plain, table 0, L∞", "hot, table 0, L∞", "hot, table 1, L∞"]
-    assert columns[1] == ["[red]broken[/]", "[red]masked[/]", "[yellow]inconclusive[/]"]
+    assert columns[1] == ["[red]broken[/]", "[magenta]masked[/]", "[yellow]inconclusive[/]"]
     assert columns[2] == ["", "scale", ""]
     shares = [str(column[0]).replace("\N{NO-BREAK SPACE}", " ") for column in columns[3:]]
     assert shares == ["98 %", "96 %", "0 %", "0.5 %"]
+    said = "L∞, eps 0.3: the usual one. 200 test images: the first 200 of 1000. Budget quick."
+    assert shown.caption == said
+    console = Console(width=60, file=io.StringIO(), record=True)
+    console.print(shown)
+    text = console.export_text()
+    assert "…" not in text
+    assert "inconclusive" in text
 
 
 def test_the_results_hold_the_audits_without_their_images():
     found = json.loads(as_json(report(audited("hot", "masked"))))
     (told,) = found["models"][0]["audits"]
     assert told["verdict"]["causes"] == ["scale"]
-    assert told["pictures"][0].keys() == {"row", "label", "prediction", "size", "attack"}
+    assert told["pictures"][0].keys() == {"row", "label", "prediction", "size", "attack", "minimal"}
 
 
 def test_hostile_names_of_models_are_text():

@@ -5,25 +5,28 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from brittle.attacks.result import logits_in_batches
 from brittle.auditing import checks
 from brittle.auditing.battery import BUDGETS, Battery, Step, median_lead
 from brittle.auditing.checks import Check
-from brittle.auditing.door import Door, look_in
+from brittle.auditing.door import Door, check_outputs, look_in
 from brittle.auditing.gradients import Gradients
-from brittle.auditing.ledger import Ledger, Norm
-from brittle.auditing.verdict import CAUSES, Verdict, decide
+from brittle.auditing.ledger import Ledger, Norm, within
+from brittle.auditing.verdict import CAUSES, Verdict, compared, decide, interval
 from brittle.auditing.views import Scaled
-from brittle.data import Split
+from brittle.data import Data, Split, as_split
 from brittle.errors import InputError, unknown
-from brittle.measures import Share, share
+from brittle.measures import Paired, Share, accuracy, paired, share
 from brittle.networks import frozen, logits_of, seeded
 from brittle.progress import Progress, silent
 
@@ -32,19 +35,22 @@ __all__ = ["CAUSES", "Audit", "Check", "Curve", "Door", "Gradients", "Picture", 
 NORMS = get_args(Norm)
 TURNS = 32  # attacks that progress is told of, about
 WORDS = {"linf": "L-infinity", "l2": "L2", "l0": "L0"}
+LARGE_SIDE = 64  # pixels; from more on, images are as those of ImageNet
 SMALL = {"linf": 0.3, "l2": 1.5, "l0": 10}  # MNIST: Madry et al. 2018; L2: Croce and Hein 2020, L0: ours, see usual_eps
 LARGE = {"linf": 8 / 255, "l2": 0.5, "l0": 10}  # CIFAR-10: RobustBench's, Croce et al. 2021
+LARGEST = {"linf": 4 / 255, "l2": 3.0, "l0": 10}  # ImageNet: RobustBench's; L2: Salman et al. 2020
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The share of rows that stay right, by eps.
+    """Accuracy under attack by eps, over all images of the audit.
 
     Attributes:
-        name: 'common attack', 'everything' or 'undefended reference'.
+        name: 'baseline attack', 'all attacks' or 'undefended reference'. 'all attacks' is nowhere above the baseline,
+            as it counts what the baseline finds, and what is fooled at a smaller eps as fooled at a larger.
         eps: the bounds, rising; the last is no bound at all.
-        left: the share at each.
-        rows: how many were attacked.
+        left: the accuracy at each.
+        rows: how many images were attacked.
     """
 
     name: str
@@ -55,7 +61,7 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """The smallest change found for one row.
+    """The smallest perturbation known for one image.
 
     Attributes:
         row: in the split.
@@ -63,6 +69,7 @@ class Picture:
         prediction: the model's class for the changed image.
         size: of the change, in the audit's norm.
         attack: that found it.
+        minimal: whether this attack looks for the smallest perturbation; others look for any within a fixed eps.
         clean: (C, H, W).
         adversarial: (C, H, W).
     """
@@ -72,38 +79,46 @@ class Picture:
     prediction: int
     size: float
     attack: str
+    minimal: bool
     clean: Tensor
     adversarial: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Audit:
-    """All that an audit found.
+    """All that an audit found. `summary()` says it in a few lines, `write(folder)` makes its page.
 
     Attributes:
         verdict: what it comes to.
         norm: 'linf', 'l2' or 'l0'; eps: the bound.
+        compared: how eps compares with the usual one for such images, such as 'a tenth of the usual 0.3'.
+        chosen: how the images were chosen, such as 'the first 100 of 359'.
         budget: its name; seed: of all random draws.
-        door: what was asked before the attacks.
-        common: rows right after PGD on cross entropy in float32 alone, as common libraries report it.
-        left: rows right after everything.
-        reference: rows that the undefended reference has left, None without one.
+        door: what was asked before the attacks, with the clean accuracy.
+        common: images right under the baseline attack alone: PGD on cross entropy in float32, as common libraries run
+            it.
+        left: images right under all attacks: the robust accuracy.
+        reference: images that the undefended reference has right under attack, None without one.
+        beside: the robust accuracy paired with that of the reference on the same images, None without one.
         steps: the attacks in their order, and what each added.
         curves: by eps.
         checks: all of them.
         gradients: what was measured of them; None for L0.
-        pictures: the smallest changes of some rows.
+        pictures: adversarial images, of some images the one with the smallest known perturbation.
     """
 
     verdict: Verdict
     norm: str
     eps: float
+    compared: str
+    chosen: str
     budget: str
     seed: int
     door: Door
     common: Share
     left: Share
     reference: Share | None
+    beside: Paired | None
     steps: tuple[Step, ...]
     curves: tuple[Curve, ...]
     checks: tuple[Check, ...]
@@ -125,10 +140,46 @@ class Audit:
             for name in ("clean", "adversarial")
         }
 
+    def __repr__(self) -> str:
+        return (
+            f"<Audit: {self.verdict.kind}; robust accuracy {interval(self.left)}, "
+            f"clean accuracy {interval(self.door.accuracy)}, {self.norm}, eps {self.eps:.4g}, "
+            f"{self.left.total} images, budget {self.budget}>"
+        )
+
+    def summary(self) -> str:
+        """The verdict and what it rests on in a few lines, as the command line prints it, without colour."""
+        from brittle.report import audit as report
+
+        return report.plain([self.record()])
+
+    def write(self, folder: Path | str, *, classes: Sequence[str] = (), name: str = "model") -> Path:
+        """Writes the page, audit.html, and audit.json into a folder, which is made if need be; the page's path.
+
+        Args:
+            folder: what it held of these names is replaced.
+            classes: the names of the classes, in the order of the labels.
+            name: what the page calls the model.
+
+        Raises:
+            InputError: if the folder cannot be written.
+        """
+        from brittle.report import audit as report
+
+        record = self.record()
+        pairs = zip(record["pictures"], self.pictures, strict=True)
+        record["pictures"] = [{**told, "clean": one.clean, "adversarial": one.adversarial} for told, one in pairs]
+        return report.write_audit([record], report.about_python(record, classes, name), folder)
+
+    def _repr_html_(self) -> str:
+        from brittle.report import audit as report
+
+        return report.small_table(self.record())
+
 
 def audit(
     model: nn.Module,
-    split: Split,
+    split: Split | Data | tuple[Any, Any] | Dataset[Any] | DataLoader[Any],
     *,
     norm: Norm = "linf",
     eps: float | None = None,
@@ -144,13 +195,14 @@ def audit(
     Args:
         model: images in [0, 1] to logits, (B, C, H, W) -> (B, K), K >= 2. Attacked where its weights are, in
             evaluation mode, and left as it was.
-        split: images that the model was not trained on, and their labels.
-        norm: of the changes: 'linf', 'l2' or 'l0', which counts pixels.
-        eps: the largest change allowed, > 0; in L-infinity at most 1. `usual_eps` when not given.
-        rows: the first so many of the split, at least 1.
+        split: images that the model was not trained on, and their labels, in any form that `data.as_split` takes.
+        norm: of the perturbations: 'linf', 'l2' or 'l0', which counts pixels.
+        eps: the largest perturbation allowed, > 0; in L-infinity at most 1. `usual_eps` when not given.
+        rows: how many images at most, at least 1: see `data.as_split` for which. The verdict robust takes 100.
         budget: 'quick', 'standard' or 'thorough'.
         reference: an undefended network of the same shape and training length. It says what an undefended network has
-            left, and adversarial images are carried over from it.
+            right under attack, and adversarial images are carried over from it. One that has not learned is not used.
+            Below the usual eps the verdict robust takes one.
         seed: of all random draws.
         checkpoint: a file written after each attack. If it is there and was made for these images and options, the
             audit goes on from it, to the same end; of another model it must not be. The caller removes it.
@@ -162,11 +214,14 @@ def audit(
     Raises:
         InputError: if an argument is not as above, or the model does not give finite logits.
     """
-    split = _checked(model, split, norm, eps, rows, budget)
-    eps = usual_eps(split.images, norm) if eps is None else float(eps)
+    _check_request(norm, eps, rows, budget)
+    chosen, split = _chosen(model, split, rows)
+    usual = usual_eps(split.images, norm)
+    eps = usual if eps is None else float(eps)
     with seeded(seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the model's outputs look like probabilities")  # the door says it once
         door = look_in(model, split)
+        reference, door = _useful(reference, door, split)
         plan = BUDGETS[budget]
         request = f"{eps} {budget} {reference is not None}"
         ledger = Ledger(model, split.images, split.labels, norm, door.deterministic, seed, checkpoint, request)
@@ -177,18 +232,23 @@ def audit(
 
         battery = Battery(model, door, ledger, norm, eps, plan, reference, seed, tell)
         battery.fire()
-        common = share(torch.arange(len(split)) < round(battery.steps[0].left * len(split)))
+        common = Share(round(battery.steps[0].left * len(split)), len(split))
         made, gradients, curves, undefended = (_l0_checks if norm == "l0" else _all_checks)(battery)
-        left = share(ledger.right(eps))
+        battery.note_the_rest()
+        right = ledger.right(eps)
+        left = share(right)
+        beside = None if undefended is None else paired(right, undefended)
         verdict = decide(
             door=door,
             steps=battery.steps,
             common=common,
             left=left,
-            reference=undefended,
+            beside=beside,
             gradients=gradients,
             checks=made,
             bound=f"{WORDS[norm]} {eps:.4g}",
+            eps=eps,
+            usual=usual,
         )
         pictures = _pictures(battery)
     progress(TURNS, TURNS, verdict.kind)
@@ -196,12 +256,15 @@ def audit(
         verdict=verdict,
         norm=norm,
         eps=eps,
+        compared=compared(eps, usual),
+        chosen=chosen,
         budget=budget,
         seed=seed,
         door=door,
         common=common,
         left=left,
-        reference=undefended,
+        reference=None if undefended is None else share(undefended),
+        beside=beside,
         steps=tuple(battery.steps),
         curves=tuple(curves),
         checks=tuple(made),
@@ -213,15 +276,17 @@ def audit(
 def usual_eps(images: Tensor, norm: str) -> float:
     """The bound that the field uses for images (N, C, H, W) of this shape.
 
-    L-infinity: 0.3 for one channel of at most 28 x 28 (MNIST, Madry et al. 2018), else 8/255. L2: 1.5 and 0.5, as
-    AutoAttack's and RobustBench's tables have it. L0 has no such usage: 10 pixels, a tenth of Song's limit of 100.
+    L-infinity: 0.3 for one channel of at most 28 x 28 (MNIST, Madry et al. 2018), 4/255 for more than 64 pixels a side
+    (ImageNet), else 8/255. L2: 1.5, 3 and 0.5, as AutoAttack's and RobustBench's tables have it. L0 has no such usage:
+    10 pixels, a tenth of Song's limit of 100.
     """
-    small = images.shape[1] == 1 and max(images.shape[2:]) <= 28
-    return (SMALL if small else LARGE)[norm]
+    side = max(images.shape[2:])
+    if images.shape[1] == 1 and side <= 28:
+        return SMALL[norm]
+    return (LARGEST if side > LARGE_SIDE else LARGE)[norm]
 
 
-def _checked(model: nn.Module, split: Split, norm: str, eps: float | None, rows: int, budget: str) -> Split:
-    """The rows to attack, where the model is."""
+def _check_request(norm: str, eps: float | None, rows: int, budget: str) -> None:
     if norm not in NORMS:
         raise unknown("norm", norm, NORMS)
     if budget not in BUDGETS:
@@ -234,31 +299,53 @@ def _checked(model: nn.Module, split: Split, norm: str, eps: float | None, rows:
         raise InputError(f"eps must be a whole number of pixels in L0, got {eps}")
     if rows < 1:
         raise InputError(f"rows must be at least 1, got {rows}")
-    if not len(split):
-        raise InputError("the split must hold at least one image, got none")
+
+
+def _chosen(model: nn.Module, given: Any, rows: int) -> tuple[str, Split]:
+    """How the images were chosen, in words; and the images, where the model is."""
+    whole = given.test if isinstance(given, Data) else given
+    split = as_split(given, rows)
+    if not isinstance(whole, Split):
+        chosen = f"all {len(split)} given" if len(split) < rows else f"{rows} drawn at random, with a fixed seed"
+    else:
+        chosen = f"all {len(whole)} given" if len(split) == len(whole) else f"the first {len(split)} of {len(whole)}"
     device = next((p.device for p in model.parameters()), split.images.device)
-    return Split(split.images[:rows], split.labels[:rows]).to(device)
+    return chosen, split.to(device)
 
 
-def _all_checks(battery: Battery) -> tuple[list[Check], Gradients, list[Curve], Share | None]:
-    """The checks in L-infinity and L2, the curves, and what the reference has left."""
+def _useful(reference: nn.Module | None, door: Door, split: Split) -> tuple[nn.Module | None, Door]:
+    """The reference, unless it has not learned: then none, and the door says so."""
+    if reference is None:
+        return None, door
+    check_outputs("the reference", reference, split.images, split.labels)
+    right = accuracy(logits_in_batches(reference, split.images), split.labels)
+    if right.interval[0] > door.chance:
+        return reference, door
+    said = f"The reference was not used, as it has not learned: its clean accuracy is {interval(right)}."
+    return None, replace(door, remedies=(*door.remedies, said))
+
+
+def _all_checks(battery: Battery) -> tuple[list[Check], Gradients, list[Curve], Tensor | None]:
+    """The checks in L-infinity and L2, the curves, and the images that the reference has right under attack."""
     door = battery.door
     gradients = battery.gradients
-    made = [checks.accuracy(door), checks.determinism(door), checks.outputs(door)]
+    made = [checks.accuracy(door), checks.determinism(door), checks.alone(door), checks.outputs(door)]
     way = checks.trace(battery)
-    made += [checks.converged(battery), checks.settled(way), checks.silent_success(way)]
+    made += [checks.finite(battery), checks.converged(battery), checks.settled(way), checks.silent_success(way)]
     made += [checks.one_step(battery), checks.black_box(battery), checks.binarization(battery)]
     worth = (
         checks.mending(battery.steps, cause) for cause in ("stochastic", "scale", "precision", "loss", "shattered")
     )
     made += [one for one in worth if one is not None]
     made += [checks.vanishing(gradients), checks.blocked(gradients), checks.foretelling(gradients)]
-    made += [checks.repeatable(gradients), checks.rounding(battery)]
+    made += [checks.repeatable(gradients)]
     grid, most, grey = _grid(battery)
     curves = [_common_curve(battery, grid), _whole_curve(battery, grid)]
     left = dict(zip(grid, curves[1].left, strict=True))
     made += [checks.monotone(list(curves[0].left)), checks.unbounded(left[most])]
     made.append(checks.large_eps(left[grey], door, grey))
+    if (rounded := checks.rounding(battery)) is not None:
+        made.append(rounded)
     undefended = None
     if battery.reference is not None:
         undefended, curve = _reference(battery, battery.reference, grid)
@@ -266,43 +353,53 @@ def _all_checks(battery: Battery) -> tuple[list[Check], Gradients, list[Curve], 
     return made, gradients, curves, undefended
 
 
-def _l0_checks(battery: Battery) -> tuple[list[Check], None, list[Curve], Share | None]:
+def _l0_checks(battery: Battery) -> tuple[list[Check], None, list[Curve], Tensor | None]:
     """The checks in L0, and one curve."""
     door, ledger = battery.door, battery.ledger
-    made = [checks.accuracy(door), checks.determinism(door), checks.outputs(door)]
-    worth = (checks.mending(battery.steps, cause) for cause in ("scale", "loss", "shattered"))
+    made = [checks.accuracy(door), checks.determinism(door), checks.alone(door), checks.outputs(door)]
+    made.append(checks.finite(battery))
+    worth = (checks.mending(battery.steps, cause) for cause in ("scale", "shattered"))
     made += [one for one in worth if one is not None]
     pixels = ledger.images[0, 0].numel()
     made += [checks.unbounded(ledger.left(pixels)), checks.pixels_alone()]
     grid = sorted({1.0, 2.0, 5.0, battery.eps, 2 * battery.eps, 5 * battery.eps, float(pixels)})
     left = tuple(ledger.left(eps) for eps in grid)
-    return made, None, [Curve("everything", tuple(grid), left, len(ledger.labels))], None
+    return made, None, [Curve("all attacks", tuple(grid), left, len(ledger.labels))], None
 
 
 def _grid(battery: Battery) -> tuple[tuple[float, ...], float, float]:
     """The bounds of the curves; the largest that means anything; and the least at which every image can be grey."""
     eps, values = battery.eps, battery.ledger.images[0].numel()
     most, grey = (1.0, 0.5) if battery.norm == "linf" else (math.sqrt(values), math.sqrt(values) / 2)
-    wanted = {*(eps * factor for factor in (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)), grey, most}
+    factors = (1 / 4, 1 / 2, 1, 2) if battery.budget.probe else (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
+    wanted = {*(eps * factor for factor in factors), grey, most}
     return tuple(sorted(one for one in wanted if one <= most)), most, grey
 
 
 def _common_curve(battery: Battery, grid: tuple[float, ...]) -> Curve:
-    """The common attack made anew at every eps."""
-    rows = torch.arange(_few(battery), device=battery.ledger.labels.device)
-    images, labels = battery.ledger.images[rows], battery.ledger.labels[rows]
+    """The baseline attack at every eps; at the audit's, as the first step has it."""
+    ledger = battery.ledger
+    rows = (ledger.size > 0).nonzero().flatten()
 
     def right(eps: float) -> float:
-        found = battery.common(eps)(images, labels)
-        fooled = battery.ledger.offer("PGD on cross entropy in float32", found.adversarial, rows)
-        return 1 - fooled.double().mean().item()
+        if not len(rows):
+            return 0.0
+        found = battery.common(eps)(ledger.images[rows], ledger.labels[rows]).adversarial
+        fooled = ledger.offer("PGD on cross entropy in float32", found, rows)
+        fooled &= ledger.sizes_of(found, rows) <= within(eps)
+        return int((~fooled).sum()) / len(ledger.labels)
 
-    left = [battery.once(f"common attack at {eps:.3g}", partial(right, eps)) for eps in grid]
-    return Curve("common attack", grid, tuple(left), len(rows))
+    left = [
+        battery.steps[0].left
+        if eps == battery.eps
+        else battery.once(f"baseline attack at {eps:.3g}", partial(right, eps))
+        for eps in grid
+    ]
+    return Curve("baseline attack", grid, tuple(left), len(ledger.labels))
 
 
 def _whole_curve(battery: Battery, grid: tuple[float, ...]) -> Curve:
-    """What is left under everything: from eps down for the rows that fell, and up for those that did not."""
+    """Accuracy under all attacks: from eps down for the images that were fooled, and up for those that were not."""
     ledger = battery.ledger
     down = [eps for eps in reversed(grid) if eps < battery.eps]
     up = [eps for eps in grid if eps > battery.eps]
@@ -316,27 +413,30 @@ def _whole_curve(battery: Battery, grid: tuple[float, ...]) -> Curve:
 
     for eps in down + up:
         battery.once(f"margin at {eps:.3g}", partial(walked, eps))
-    return Curve("everything", grid, tuple(ledger.left(eps) for eps in grid), len(ledger.labels))
+    return Curve("all attacks", grid, tuple(ledger.left(eps) for eps in grid), len(ledger.labels))
 
 
-def _reference(battery: Battery, reference: nn.Module, grid: tuple[float, ...]) -> tuple[Share, Curve]:
-    """What an undefended network has left: its logits brought to scale, the margin, at every eps."""
-    few = _few(battery)
+def _reference(battery: Battery, reference: nn.Module, grid: tuple[float, ...]) -> tuple[Tensor, Curve]:
+    """(N,) bool: what an undefended network has right at the audit's eps; and the curve.
+
+    Its logits are brought to scale and the margin is followed, from one eps to the next larger on what is still right.
+    """
     images, labels = battery.ledger.images, battery.ledger.labels
     view = Scaled(reference, median_lead(reference, images))
-    settings = {"decay": True, "keep": "best"}
+    right, at, left = torch.ones_like(labels, dtype=torch.bool), torch.zeros_like(labels, dtype=torch.bool), []
 
-    def right(eps: float, rows: int) -> int:
-        attack = battery.walk(view, "margin", eps=eps, step_size=eps / 4, **settings)
-        return int((~attack(images[:rows], labels[:rows]).success).sum())
+    def fooled(eps: float) -> list[int]:
+        rows = right.nonzero().flatten()
+        if not len(rows):
+            return []
+        attack = battery.walk(view, "margin", eps=eps, step_size=eps / 4, decay=True, keep="best")
+        return rows[attack(images[rows], labels[rows]).success].tolist()
 
-    left = [battery.once(f"the reference at {eps:.3g}", partial(right, eps, few)) / few for eps in grid]
-    undefended = Share(battery.once("the reference", partial(right, battery.eps, len(labels))), len(labels))
-    return undefended, Curve("undefended reference", grid, tuple(left), few)
-
-
-def _few(battery: Battery) -> int:
-    return min(len(battery.ledger.labels), 64 if battery.budget.probe else 1000)
+    for eps in grid:
+        right[battery.once(f"the reference at {eps:.3g}", partial(fooled, eps))] = False
+        left.append(int(right.sum()) / len(labels))
+        at = right.clone() if eps == battery.eps else at
+    return at, Curve("undefended reference", grid, tuple(left), len(labels))
 
 
 def _pictures(battery: Battery, count: int = 8) -> tuple[Picture, ...]:
@@ -353,6 +453,7 @@ def _pictures(battery: Battery, count: int = 8) -> tuple[Picture, ...]:
             prediction=prediction,
             size=ledger.size[row].item(),
             attack=ledger.by[row],
+            minimal=bool(ledger.minimal[row]),
             clean=ledger.images[row].cpu(),
             adversarial=ledger.adversarial[row].cpu(),
         )

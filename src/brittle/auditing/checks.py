@@ -63,8 +63,13 @@ def check(
     sentence: str,
     remedy: str = "",
     needed: bool = True,
+    unmeasured: str = "There was no image to measure this on.",
 ) -> Check:
-    """A check that passes if the quantity is 'at most' or 'at least' the threshold; NaN fails."""
+    """A check that passes if the quantity is 'at most' or 'at least' the threshold.
+
+    NaN fails: nothing was measured, and `unmeasured` says why.
+    """
+    sentence = unmeasured if math.isnan(quantity) else sentence
     passed = quantity <= threshold if bound == "at most" else quantity >= threshold
     return Check(name, quantity, threshold, source, passed, needed, sentence, "" if passed else remedy)
 
@@ -99,6 +104,50 @@ def determinism(door: Door) -> Check:
     )
 
 
+def alone(door: Door) -> Check:
+    """Whether an image alone gets the answer that it gets in a batch."""
+    said = "the same as in a batch" if door.independent else f"up to {door.neighbours:.0%} off what it is in a batch"
+    return check(
+        "one image alone",
+        door.neighbours,
+        "at most",
+        0.01,
+        source="ours; the threshold lets 16-bit rounding through",
+        sentence=f"The answer to an image alone is {said}.",
+        remedy="switch batch normalisation, or whatever looks at the whole batch, to fixed statistics",
+    )
+
+
+def finite(battery: Battery) -> Check:
+    """Whether the model's answers are numbers near the clean images too: the corners of the ball, and what was tried.
+
+    An answer of NaN is no error of the model, but it hides the model from whatever follows its answers.
+    """
+    ledger = battery.ledger
+
+    def met() -> int:
+        images, eps = ledger.images[:ROWS], battery.eps
+        values, pixels = images[0].numel(), images[0, 0].numel()
+        change = torch.randn_like(images).sign() * {"linf": eps, "l2": eps / math.sqrt(values), "l0": 1}[battery.norm]
+        if battery.norm == "l0":
+            change *= torch.rand_like(images[:, :1]) < eps / pixels
+        for sign in (1, -1):
+            ledger.fooled((images + sign * change).clamp(0, 1), torch.arange(len(images), device=images.device))
+        return int(ledger.unfit.sum())
+
+    share = battery.once("finite outputs", met) / len(ledger.labels)
+    return check(
+        "finite outputs",
+        share,
+        "at most",
+        0.0,
+        source="ours: an answer of NaN or infinity names no class",
+        sentence=f"The model answers perturbed images with finite numbers{' alone' * (not share)}"
+        + (f", but for {share:.1%} of the images, where it has answered NaN or infinity." if share else "."),
+        remedy="find the operation that overflows or divides by 0, and make it finite",
+    )
+
+
 def outputs(door: Door) -> Check:
     """Whether the model returns logits."""
     said = "probabilities, of which a loss takes the softmax again" if door.probabilities else "logits"
@@ -130,7 +179,7 @@ def mending(steps: list[Step], cause: str) -> Check | None:
         return None
     name, what, source = _MENDED[cause]
     worth = worth_of(steps).get(cause, 0.0)
-    fell = f"{worth:.1%} of the rows, right before, fell to {what}" if worth else f"No row fell to {what} alone"
+    fell = f"{worth:.1%} of the images were fooled only by {what}" if worth else f"No image was fooled by {what} alone"
     return check(
         name,
         worth,
@@ -138,7 +187,7 @@ def mending(steps: list[Step], cause: str) -> Check | None:
         MATERIAL,
         source=f"{source}; threshold: Croce and Hein 2020",
         sentence=f"{fell}.",
-        remedy="report the attacks in which this is mended",
+        remedy="report the numbers of the corrected attack",
     )
 
 
@@ -163,8 +212,8 @@ def vanishing(found: Gradients) -> Check:
         "at most",
         0.01,
         source="Carlini and Wagner 2016; under 1e-10: Mandal and Guo, section V-B",
-        sentence=f"In float32 the gradient of cross entropy is zero on {found.zero:.1%} of the rows and under 1e-10 on "
-        f"{found.negligible:.1%}{exact}.",
+        sentence=f"In float32 the gradient of cross entropy is zero on {found.zero:.1%} of the images and under 1e-10 "
+        f"on {found.negligible:.1%}{exact}.",
         remedy="divide the logits by a constant, and attack the log-odds or the margin",
     )
 
@@ -177,7 +226,7 @@ def blocked(found: Gradients) -> Check:
         "at most",
         0.01,
         source="Athalye et al. 2018, section 3.1: shattered gradients",
-        sentence=f"The margin has no gradient at all on {found.blocked:.1%} of the rows.",
+        sentence=f"The margin has no gradient at all on {found.blocked:.1%} of the images.",
         remedy="attack with a differentiable stand-in for the step that blocks it",
     )
 
@@ -190,7 +239,7 @@ def foretelling(found: Gradients) -> Check:
         "at least",
         1 - 2 * MATERIAL,
         source="Athalye et al. 2018, section 3.1; factor and share are ours",
-        sentence=f"On {found.agreement:.1%} of the rows the gradient foretells the change of the margin within a "
+        sentence=f"On {found.agreement:.1%} of the images the gradient predicts the change of the margin within a "
         "factor of two.",
         remedy="attack with a differentiable stand-in, and without gradients at more queries",
     )
@@ -226,7 +275,7 @@ def converged(battery: Battery) -> Check:
         "at most",
         0.01,
         source="Carlini et al. 2019, section 4.5: more iterations must not help",
-        sentence=f"{steps} steps from {restarts} starts fooled {gain:.1%} of the rows that were left by half of that.",
+        sentence=f"{steps} steps from {restarts} starts fooled another {gain:.1%} of the images.",
         remedy="audit again with a larger budget",
     )
 
@@ -256,7 +305,7 @@ def silent_success(way: Tensor) -> Check:
         "at most",
         0.01,
         source="Pintor et al. 2022, indicator of silent success",
-        sentence=f"{lost:.1%} of the rows were fooled on the way of a walk but not at its end.",
+        sentence=f"{lost:.1%} of the images were fooled during a walk but not at its end.",
         remedy="keep the best point on the way, and let the steps decay",
     )
 
@@ -273,7 +322,10 @@ def trace(battery: Battery) -> Tensor:
             gradient, logits = gradient_of(battery.best, points, labels, "margin")
             way.append(aim.falls(logits, every))
             points = ball.into(points - ball.step(gradient, fading(step, steps) * battery.eps / 4), every)
-    return torch.stack(way)
+    walked = torch.stack(way)
+    finite = walked.isfinite().all(0)  # where the model answers NaN, there is no margin to look at
+    battery.ledger.unfit[rows[~finite]] = True
+    return walked[:, finite]
 
 
 # Ordering -------------------------------------------------------------------------------------------------------------
@@ -288,7 +340,7 @@ def one_step(battery: Battery) -> Check:
         "at most",
         0.02,
         source="Athalye et al. 2018, section 3.1: one-step attacks perform better than iterative ones",
-        sentence=f"{gain:.1%} of the rows fell to one step after 40 steps on the same loss had failed.",
+        sentence=f"{gain:.1%} of the images were fooled by one step after 40 steps on the same loss had failed.",
         remedy="distrust the gradients; look at the other checks",
     )
 
@@ -313,7 +365,7 @@ def black_box(battery: Battery) -> Check:
         "at most",
         0.02,
         source="Athalye et al. 2018, section 3.1: black-box attacks are better than white-box attacks",
-        sentence=f"{gap:.1%} of the rows fell to noise, transfer or squares and not to gradients.",
+        sentence=f"{gap:.1%} of the images were fooled by noise, transfer or squares and not by gradients.",
         remedy="attack with a differentiable stand-in for what breaks the gradients",
     )
 
@@ -327,8 +379,8 @@ def monotone(common: list[float]) -> Check:
         "at most",
         0.02,
         source="Carlini et al. 2019, section 4.7",
-        sentence=f"From one eps to the next larger, the rows left by the common attack rise by {rise:.1%} at most.",
-        remedy="distrust the common attack; look at what is left under everything",
+        sentence=f"From one eps to the next larger, accuracy under the baseline attack rises by {rise:.1%} at most.",
+        remedy="distrust the baseline attack; look at the robust accuracy",
     )
 
 
@@ -340,8 +392,8 @@ def unbounded(left: float) -> Check:
         "at most",
         0.01,
         source="Athalye et al. 2018, section 3.1: unbounded attacks do not reach 100 % success",
-        sentence=f"With no bound on the change {left:.1%} of the rows are left.",
-        remedy="find out why the attack cannot move these rows",
+        sentence=f"With no bound on the perturbation {left:.1%} of the images are not fooled.",
+        remedy="find out why the attack cannot fool these images",
     )
 
 
@@ -353,8 +405,8 @@ def large_eps(left: float, door: Door, eps: float) -> Check:
         "at most",
         door.chance,
         source="Carlini et al. 2019, section 4.7: accuracy falls to chance at large bounds",
-        sentence=f"At eps {eps:.3g}, where every image can be made grey, {left:.1%} of the rows are left.",
-        remedy="find out why the attack cannot move these rows",
+        sentence=f"At eps {eps:.3g}, where every image can be made grey, {left:.1%} of the images are not fooled.",
+        remedy="find out why the attack cannot fool these images",
     )
 
 
@@ -416,8 +468,9 @@ def binarization(battery: Battery, *, rows: int = 16) -> Check:
         "at least",
         0.9,
         source="Zimmermann et al. 2022; the threshold is ours",
-        sentence=f"In {hit} of {made} two-class problems that have a solution by construction, the attack found one.",
-        remedy="mend the attack until it solves them",
+        sentence=f"The attack solved {hit} of {made} two-class problems that have a solution by construction.",
+        remedy="fix the attack until it solves them" if made else "audit at a larger eps",
+        unmeasured="No two-class problem could be made within this eps: the model's features hardly differ there.",
     )
 
 
@@ -485,8 +538,8 @@ def _tapped(view: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
 # What survives rounding -----------------------------------------------------------------------------------------------
 
 
-def rounding(battery: Battery) -> Check:
-    """How many of the images found are still adversarial as 8-bit files."""
+def rounding(battery: Battery) -> Check | None:
+    """How many of the images found are still adversarial as 8-bit files; None if none was found."""
     ledger = battery.ledger
 
     def survivors() -> tuple[int, int]:
@@ -494,15 +547,16 @@ def rounding(battery: Battery) -> Check:
         return len(rows), int(ledger.fooled((ledger.adversarial[rows] * 255).round() / 255, rows).sum())
 
     found, kept = battery.once("8-bit images", survivors)
-    share = kept / found if found else math.nan
-    said = f"{share:.1%} of the {found} images found still fool the model" if found else "No image was found"
+    if not found:
+        return None
+    share = kept / found
     return check(
         "8-bit images",
         share,
         "at least",
         0.5,
         source="Carlini and Wagner 2017, section VIII-D; the threshold is ours",
-        sentence=f"{said} once rounded to whole 255ths.",
+        sentence=f"{share:.1%} of the {found} adversarial images still fool the model once rounded to whole 255ths.",
         remedy="look for images of whole 255ths: carlini_linf(..., quantize=True)",
         needed=False,
     )

@@ -14,6 +14,7 @@ from brittle.measures import Share, accuracy
 from brittle.networks import frozen, logits_of, parameter_dtype
 
 RUNS = 5  # of which all must agree
+ALONE = 16  # images that are compared alone and in a batch
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Door:
         half: whether all logits are float16 or bfloat16 numbers, though their type could hold more.
         training: whether the model came in training mode; the audit looks at it in evaluation mode.
         margin: the median lead of the largest logit over the next.
+        neighbours: by how much an image's logits differ alone and in a batch, relative to the largest logit of the
+            image; 0 of a model that is not deterministic, where this cannot be told.
+        updates: whether the model changes its own buffers while it answers in evaluation mode.
         remedies: one sentence for each thing that the user should see to.
     """
 
@@ -42,7 +46,19 @@ class Door:
     half: bool
     training: bool
     margin: float
+    neighbours: float
+    updates: bool
     remedies: tuple[str, ...]
+
+    @property
+    def learned(self) -> bool:
+        """Whether the model is right significantly more often than a constant answer."""
+        return self.accuracy.interval[0] > self.chance
+
+    @property
+    def independent(self) -> bool:
+        """Whether an image's answer is its own: 1 % lets 16-bit rounding through."""
+        return self.neighbours <= 0.01
 
 
 def look_in(model: nn.Module, split: Split) -> Door:
@@ -54,10 +70,13 @@ def look_in(model: nn.Module, split: Split) -> Door:
     """
     images, labels = split.images, split.labels
     _check_images(images, labels)
-    _check_outputs(model, images, labels)
+    check_outputs("the model", model, images, labels)
     few = images[:BATCH]
     with frozen(model), torch.no_grad():
+        before = [buffer.clone() for buffer in model.buffers()]
         runs = torch.stack([logits_of(model, few).double() for _ in range(RUNS)])
+        updates = any(not torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
+        alone = torch.cat([logits_of(model, few[row : row + 1]).double() for row in range(min(ALONE, len(few)))])
     spread = (runs - runs[0]).abs().amax() / runs.abs().amax().clamp(min=1e-30)
     deterministic = bool(spread < 1e-4)  # the order of sums on several threads or a GPU gives about 1e-6
     logits = logits_in_batches(model, images)
@@ -81,6 +100,8 @@ def look_in(model: nn.Module, split: Split) -> Door:
         half=half and not probabilities and logits.unique().numel() > 64,
         training=any(module.training for module in model.modules()),
         margin=(top[:, 0] - top[:, 1]).median().item(),
+        neighbours=_apart(alone, runs[0, : len(alone)]) if deterministic else 0.0,
+        updates=updates,
         remedies=(),
     )
     return Door(**{**vars(door), "remedies": tuple(_remedies(door, labels))})
@@ -96,22 +117,33 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
         raise InputError(f"labels must be int64, one an image ({len(images)},), got {tuple(labels.shape)}")
 
 
-def _check_outputs(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """The first image alone, then as a batch of two: what comes must be logits."""
+def _apart(alone: Tensor, together: Tensor) -> float:
+    """How far two sets of logits (n, K) are apart, relative to the larger; what all classes share tells none apart."""
+    first, second = (logits - logits.mean(1, keepdim=True) for logits in (alone, together))
+    size = torch.maximum(first.abs().amax(1), second.abs().amax(1)).clamp(min=1e-30)
+    return ((first - second).abs().amax(1) / size).max().item()
+
+
+def check_outputs(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """The first image alone, then as a batch of two: what comes must be logits.
+
+    Raises:
+        InputError: that calls the model `name` and says what came, if it is something else.
+    """
     for batch in (images[:1], images[:2]):
         try:
             with frozen(model), torch.no_grad():
                 outputs = model(batch.to(parameter_dtype(model)))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise InputError(f"the model fails on images {tuple(batch.shape)}: {first_line(error)}") from error
+            raise InputError(f"{name} fails on images {tuple(batch.shape)}: {first_line(error)}") from error
         if not isinstance(outputs, Tensor):
-            raise InputError(f"the model must return one tensor of logits, got a {type(outputs).__name__}")
+            raise InputError(f"{name} must return one tensor of logits, got a {type(outputs).__name__}")
         if outputs.ndim != 2 or len(outputs) != len(batch) or outputs.shape[1] < 2:
             expected = f"({len(batch)}, K) with K >= 2"
-            raise InputError(f"the model must return logits {expected}, got shape {tuple(outputs.shape)}")
+            raise InputError(f"{name} must return logits {expected}, got shape {tuple(outputs.shape)}")
         if not 0 <= labels.min() <= labels.max() < outputs.shape[1]:
             raise InputError(
-                f"labels must lie in 0..{outputs.shape[1] - 1}, as the model has {outputs.shape[1]} outputs, "
+                f"labels must lie in 0..{outputs.shape[1] - 1}, as {name} has {outputs.shape[1]} outputs, "
                 f"got {labels.min()}..{labels.max()}"
             )
 
@@ -127,6 +159,16 @@ def _remedies(door: Door, labels: Tensor) -> list[str]:
         )
     if door.half:
         said.append("All logits are 16-bit numbers: compute the last layers in float32.")
+    if not door.independent:
+        said.append(
+            "The model's answer to an image depends on the other images of the batch: switch batch normalisation (or "
+            "whatever looks at the whole batch) to fixed statistics."
+        )
+    if door.updates:
+        said.append(
+            "The model changes its own buffers while it answers in evaluation mode, as batch normalisation does that "
+            "stays in training mode. After the audit the buffers are as they were."
+        )
     if door.training:
         said.append("The model came in training mode: call model.eval() before use.")
     if door.accuracy.interval[1] < 1.5 * door.chance:

@@ -17,13 +17,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from brittle.attacks.result import predictions
+from brittle.attacks.result import logits_in_batches
 from brittle.networks import seeded
 
 T = TypeVar("T")
 Norm = Literal["linf", "l2", "l0"]
 JUDGES = 21  # runs of a model that is not deterministic, of which more than half must be wrong
+KEPT = ("size", "adversarial", "unfit", "minimal")  # by a checkpoint
 SIZES: dict[Norm, float] = {"linf": torch.inf, "l2": 2, "l0": 0}
+
+
+def within(eps: float) -> float:
+    """The largest size that counts as `eps`: sums of pixels near 1 and a small change are rounded to 1e-7."""
+    return eps * (1 + 1e-5) + 1e-6
 
 
 @dataclass
@@ -37,6 +43,8 @@ class Ledger:
         checkpoint: the file that keeps what is done; None keeps nothing.
         request: the options of the audit in words; a checkpoint of others, or of other images, is not used.
         done: by name, what was done, and what it gave.
+        unfit: (N,) bool: rows on which the model has answered with NaN or infinity.
+        minimal: (N,) bool: rows whose smallest perturbation was found by an attack that looks for the smallest.
     """
 
     model: nn.Module
@@ -50,9 +58,12 @@ class Ledger:
     done: dict[str, Any] = field(init=False, default_factory=dict)
     size: Tensor = field(init=False)  # (N,), 0 where the model is wrong anyway, inf where nothing is known
     adversarial: Tensor = field(init=False)  # (N, C, H, W)
+    unfit: Tensor = field(init=False)
+    minimal: Tensor = field(init=False)
     by: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.unfit, self.minimal = torch.zeros((2, len(self.images)), dtype=torch.bool, device=self.images.device)
         wrong = self.fooled(self.images, torch.arange(len(self.images), device=self.images.device))
         self.size = torch.full((len(self.images),), torch.inf, dtype=torch.float64, device=self.images.device)
         self.size[wrong] = 0
@@ -74,7 +85,7 @@ class Ledger:
         return self.done[name]
 
     def _save(self, path: Path) -> None:
-        kept = {"size": self.size.cpu(), "adversarial": self.adversarial.cpu().contiguous()}
+        kept = {name: getattr(self, name).cpu().contiguous() for name in KEPT}
         temporary = path.with_name(path.name + ".tmp")
         save_file(kept, temporary, {"request": self._digest, "done": json.dumps(self.done), "by": json.dumps(self.by)})
         os.replace(temporary, path)
@@ -84,13 +95,14 @@ class Ledger:
         try:
             with safe_open(path, "pt") as file:
                 told = file.metadata()
-                size, adversarial = file.get_tensor("size"), file.get_tensor("adversarial")
+                kept = {name: file.get_tensor(name) for name in KEPT}
             if told["request"] != self._digest:
                 return
             done, by = json.loads(told["done"]), json.loads(told["by"])
         except Exception:  # safetensors raises its own kinds for what it cannot read
             return
-        self.size, self.adversarial = size.to(self.size.device), adversarial.to(self.images)
+        for name, values in kept.items():
+            setattr(self, name, values.to(getattr(self, name)))
         self.done, self.by = done, by
 
     @cached_property
@@ -101,20 +113,28 @@ class Ledger:
         return hashed.hexdigest()
 
     def fooled(self, images: Tensor, rows: Tensor) -> Tensor:
-        """(n,) bool: whether the model errs on images (n, C, H, W) of `rows`; most of the time, if it varies."""
+        """(n,) bool: whether the model errs on images (n, C, H, W) of `rows`; most of the time, if it varies.
+
+        An answer of NaN or infinity is no error: it names no class. It is noted in `unfit`.
+        """
         if not len(rows):
             return torch.zeros(0, dtype=torch.bool, device=rows.device)
         runs = 1 if self.deterministic else JUDGES
-        errs = torch.stack([predictions(self.model, images) != self.labels[rows] for _ in range(runs)])
-        return errs.double().mean(0) > 0.5
+        errs = []
+        for _ in range(runs):
+            logits = logits_in_batches(self.model, images)
+            finite = logits.isfinite().all(1)
+            self.unfit[rows] |= ~finite
+            errs.append(finite & (logits.argmax(1) != self.labels[rows]))
+        return torch.stack(errs).double().mean(0) > 0.5
 
     def right(self, eps: float) -> Tensor:
-        """(N,) bool: rows that no change up to `eps` is known to fool; rounding of the change is let through."""
-        return self.size > eps * (1 + 1e-5)
+        """(N,) bool: rows that no change up to `eps` is known to fool."""
+        return self.size > within(eps)
 
     def left(self, eps: float) -> float:
         """The share of rows that are right."""
-        return self.right(eps).double().mean().item()
+        return int(self.right(eps).sum()) / len(self.labels)
 
     def sizes_of(self, images: Tensor, rows: Tensor) -> Tensor:
         """(n,): how far images (n, C, H, W) are from the clean ones of `rows`."""
@@ -123,11 +143,15 @@ class Ledger:
             return (change != 0).any(1).sum(1).double()
         return torch.linalg.vector_norm(change.double(), ord=SIZES[self.norm], dim=(1, 2))
 
-    def offer(self, name: str, images: Tensor, rows: Tensor) -> Tensor:
-        """Takes the images (n, C, H, W) that fool the model with less than is known; (n,) bool: those that fool it."""
+    def offer(self, name: str, images: Tensor, rows: Tensor, *, minimal: bool = False) -> Tensor:
+        """Takes the images (n, C, H, W) that fool the model with less than is known; (n,) bool: those that fool it.
+
+        `minimal` says that they come from an attack that looks for the smallest perturbation.
+        """
         images = images.to(self.images.dtype)
         size, fooled = self.sizes_of(images, rows), self.fooled(images, rows)
         better = fooled & (size < self.size[rows])
+        self.minimal[rows[better]] = minimal
         self.size[rows[better]], self.adversarial[rows[better]] = size[better], images[better]
         for row in rows[better].tolist():
             self.by[row] = name

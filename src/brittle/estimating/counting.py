@@ -344,16 +344,16 @@ class Counting:
         """
         params, model = cell.params, cell.parents["model"]
         budget, rows = BUDGETS[params["budget"]], min(params["rows"], len(self.data.test))
-        few, steps = min(rows, 64 if budget.probe else 1000), budget.steps
+        steps = budget.steps
         if params["norm"] == "l0":
             found = self._of_each_row("carlini_l0", {"max_iterations": 30, "restarts": 0}, None, False) * 1.5
             work = (found + Work(forwards=20, flips=self.changes)) * rows
         else:
             work = Work(
-                forwards=20 * rows, gradients=steps * (4 * rows + BOUNDS * few + min(rows, 100) + min(rows, 16))
+                forwards=20 * rows, gradients=steps * (4 * rows + BOUNDS * rows + min(rows, 100) + min(rows, 16))
             )
         works = [(model, work)]
         if "reference" in cell.parents:  # undefended, so that a walk ends after a third of its steps
-            works.append((cell.parents["reference"], Work(gradients=steps * (rows + BOUNDS * few) / 3)))
+            works.append((cell.parents["reference"], Work(gradients=steps * BOUNDS * rows / 3)))
         memory = 2 * self._through(model) + self._back(model, rows) + 10 * rows * self.image
         return Needs(works, memory, 12_000 + 16 * self.image)  # what it says, and eight pairs of pictures

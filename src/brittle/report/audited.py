@@ -24,9 +24,10 @@ def contents(report: Report) -> list[dict[str, Any]]:
         {
             "id": f"audit-{place}",
             "model": _title(model, one, report),
-            "section": audit.section(one.record, about, figure=f"audit-{place}", lacking=_LACKING),
-            "about": f"The first {one.record['left']['total']} test images, budget {one.record['budget']}"
-            + (f", beside {one.reference}." if one.reference else "."),
+            "section": audit.section(
+                one.record, about, figure=f"audit-{place}", lacking=_LACKING, name=_title(model, one, report)
+            ),
+            "about": audit.basis(one.record) + (f" Beside {one.reference}." if one.reference else ""),
         }
         for place, (model, one) in enumerate(all_of(report))
     ]
@@ -37,9 +38,13 @@ def table(report: Report) -> Table | None:
     found = all_of(report)
     if not found:
         return None
-    shown = Table("audit of", "verdict", "cause", box=None, header_style="bold")
-    for head in ("clean", "common attack", "everything", "undefended"):
-        shown.add_column(head, justify="right")
+    said = dict.fromkeys(_asked(one.record) for _, one in found)
+    shown = Table(box=None, header_style="bold", caption="\n".join(said), caption_justify="left")
+    shown.add_column("audit of", overflow="fold")
+    shown.add_column("verdict", min_width=max(map(len, audit.WORDS)))
+    shown.add_column("cause", overflow="fold")
+    for head in ("clean", "baseline\nattack", "all\nattacks", "unde-\nfended"):
+        shown.add_column(head, justify="right", min_width=max(map(len, head.split("\n"))))
     for model, one in found:
         record, kind = one.record, one.record["verdict"]["kind"]
         shares = [record["door"]["accuracy"], record["common"], record["left"], record["reference"]]
@@ -47,6 +52,14 @@ def table(report: Report) -> Table | None:
         verdict = f"[{audit.COLOURS[kind]}]{kind}[/]"
         shown.add_row(_title(model, one, report), verdict, causes, *(audit.percent(share) for share in shares))
     return shown
+
+
+def _asked(record: audit.Record) -> str:
+    """What a verdict in the table rests on, the same for most rows."""
+    return (
+        f"{audit.NORMS[record['norm']]}, eps {record['eps']:.4g}: {record['compared']}. {record['left']['total']} test "
+        f"images: {record['chosen']}. Budget {record['budget']}."
+    )
 
 
 def _title(model: Model, one: Audited, report: Report) -> str:
