@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from brittle import attacks, networks
-from brittle.errors import InputError, unknown
+from brittle.errors import InputError, first_line, unknown
 
 
 def network_names() -> list[str]:
@@ -24,10 +24,11 @@ def network_names() -> list[str]:
 
 
 def attack_names() -> list[str]:
-    """brittle's own attacks: the functions of a model that `brittle.attacks` exports."""
+    """brittle's own attacks that can be named: functions of a model that need nothing but images and labels."""
     exported = {name: getattr(attacks, name) for name in attacks.__all__}
-    functions = {name: value for name, value in exported.items() if inspect.isfunction(value)}
-    return [name for name, value in functions.items() if next(iter(inspect.signature(value).parameters)) == "model"]
+    taken = {name: inspect.signature(f).parameters for name, f in exported.items() if inspect.isfunction(f)}
+    needed = {name: [p.name for p in ps.values() if p.default is p.empty] for name, ps in taken.items()}
+    return [name for name, parameters in needed.items() if parameters == ["model", "images", "labels"]]
 
 
 def network(path: str) -> Callable[..., Any]:
@@ -41,15 +42,15 @@ def attack(path: str) -> Callable[..., Any]:
 
 
 def _resolve(kind: str, path: str, home: ModuleType, known: list[str]) -> Callable[..., Any]:
-    module_name, _, name = path.rpartition(".")
+    module_name, _, name = path.replace(":", ".").rpartition(".")
     if module_name in ("", home.__name__):
         if name not in known:
             raise unknown(kind, name, known)
         return getattr(home, name)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(f"{kind} {path!r} cannot be imported: {error}") from error
+    except Exception as error:  # it is the user's file that is run here
+        raise InputError(f"{kind} {path!r} cannot be imported: {first_line(error)}") from error
     if not callable(getattr(module, name, None)):
         functions = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise unknown(f"{kind} in {module_name}", name, functions)
@@ -58,7 +59,7 @@ def _resolve(kind: str, path: str, home: ModuleType, known: list[str]) -> Callab
 
 def full_path(function: Callable[..., Any], path: str, home: str) -> str:
     """The import path of a function that may have been named by its bare name."""
-    return path if "." in path else f"{home}.{function.__name__}"
+    return path.replace(":", ".") if "." in path or ":" in path else f"{home}.{function.__name__}"
 
 
 def source_digest(function: Callable[..., Any]) -> str | None:

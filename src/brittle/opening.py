@@ -71,6 +71,7 @@ def open_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     store: Store | None = None,
+    trust: bool = False,
 ) -> nn.Module:
     """The model that `text` names, in evaluation mode.
 
@@ -85,6 +86,7 @@ def open_model(
         mean: of each channel, or one number for all; taken from images in [0, 1] ahead of the model.
         std: what they are then divided by.
         store: where keys are looked up; the user's own when not given.
+        trust: whether foreign code may run.
 
     Raises:
         InputError: if the model cannot be imported, is no `nn.Module`, its weights do not fit or cannot be read without

@@ -228,6 +228,14 @@ class Store:
             del self._holders[key]
             self._release(key, lock)
 
+    def is_locked(self, key: str) -> bool:
+        """Whether a process holds a cell, that is, computes it. Writes nothing where nobody ever did."""
+        _check_key(key)
+        if not self._lock_file(key).exists():
+            return False
+        with self._free(key) as free:
+            return not free
+
     def work(self, key: str) -> Path:
         """The scratch folder of an unfinished cell, made if need be. Hold the cell's lock, or `clean` may take it."""
         _check_key(key)
@@ -242,11 +250,12 @@ class Store:
         with disk.writing(self.root / "work"):
             disk.erase(self.root / "work" / key)
 
-    def clean(self, *, everything: bool = False) -> Cleaned:
+    def clean(self, *, everything: bool = False, unfinished: bool = False) -> Cleaned:
         """Removes what killed processes left and what is damaged, and nothing that a running process holds.
 
         Args:
-            everything: remove all cells and studies too, but for cells whose lock is held.
+            everything: remove all cells, their scratch and studies too, but for cells whose lock is held.
+            unfinished: remove the scratch of unfinished cells too, from which the same command would resume.
         """
         count: Counter[str] = Counter()
         for name in self._owned():
@@ -256,7 +265,8 @@ class Store:
                     count["locks"] += locks
                     self._remove("leftovers", self.root / "cells" / name, count, only=_TEMPORARY)
                     self._remove("leftovers", self.root / "studies" / name, count, only=_TEMPORARY)
-                    self._remove("work", self.root / "work" / name, count)
+                    if everything or unfinished or self.get(name) is not None:
+                        self._remove("work", self.root / "work" / name, count)
         for key in self.keys():
             if everything or self.damage(key):
                 with self._free(key) as free:

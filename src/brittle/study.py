@@ -6,6 +6,7 @@ them. `plan` expands it; what a cell does stands in `cells`.
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -197,8 +198,8 @@ def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = Non
     Args:
         name_or_path: what does not end in .toml is a name.
         settings: `a.b=c`, put over it.
-        size: which of the file's `[sizes.NAME]` tables is put over it first, and after its name; by default the first
-            of them, if it has any.
+        size: which of the file's `[sizes.NAME]` tables is put over it first, and after its name; when not given, the
+            study is the file as written.
 
     Raises:
         InputError: if there is no such study or size, or its text is not TOML or not a study: every wrong key with its
@@ -219,10 +220,16 @@ def read(name_or_path: str, settings: Sequence[str] = (), size: str | None = Non
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where} is not TOML: {error}") from error
+    sizes = tables.get("sizes")
     tables = sized(tables, size, where)
     for setting in settings:
         put(tables, setting)
-    return check(tables, where)
+    try:
+        return check(tables, where)
+    except InputError as error:
+        if size is None and sizes:
+            raise InputError(f"{error}; it has sizes, of which --size takes one: {', '.join(sizes)}") from error
+        raise
 
 
 def sized(tables: dict[str, Any], size: str | None, where: str) -> dict[str, Any]:
@@ -230,11 +237,10 @@ def sized(tables: dict[str, Any], size: str | None, where: str) -> dict[str, Any
     sizes = tables.pop("sizes", {})
     if not isinstance(sizes, dict) or not all(isinstance(one, dict) for one in sizes.values()):
         raise InputError(f"{where}: sizes must be tables, [sizes.NAME], got {sizes!r}")
-    if not sizes and size is None:
+    if size is None:
         return tables
-    if size is not None and size not in sizes:
+    if size not in sizes:
         raise unknown(f"size of {where}", size, sizes) if sizes else InputError(f"{where} has no sizes, got {size!r}")
-    size = size or next(iter(sizes))
     return _over(tables, sizes[size]) | {"name": f"{tables.get('name')}-{size}"}
 
 
@@ -309,7 +315,7 @@ def _sentences(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         steps = [str(step) for step in problem["loc"] if not _is_branch(str(step))]
         if problem["type"] == "extra_forbidden":
-            sentence = "unknown key"
+            sentence = "unknown key" + _near(steps)
         elif problem["type"] == "value_error":
             sentence = problem["msg"].removeprefix("Value error, ")
         elif problem["type"] == "missing":
@@ -321,6 +327,21 @@ def _sentences(error: ValidationError) -> Iterator[str]:
             found.append(sentence)
     for path, sentences in seen.items():
         yield f"{path}: {' or '.join(dict.fromkeys(sentences))}"
+
+
+def _near(steps: Sequence[str]) -> str:
+    """The key that was perhaps meant where the last of `steps` is unknown."""
+    tables = {
+        "training": Training,
+        "models": Model,
+        "units": Units,
+        "masks": Masks,
+        "carriers": Carriers,
+        "audits": Audits,
+    }
+    fields = tables.get(steps[0], Study).model_fields if len(steps) > 1 else Study.model_fields
+    near = difflib.get_close_matches(steps[-1], fields, n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def _is_branch(step: str) -> bool:

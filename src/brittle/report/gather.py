@@ -37,17 +37,18 @@ _T = TypeVar("_T")
 _VALUES = ("brittle", "torch", "python", "platform", "processor", "threads", "device")
 
 
-def gather(store: Store, name: str) -> Report:
+def gather(store: Store, name: str, record: Mapping[str, Any] | None = None) -> Report:
     """Collects what the store holds of a study; cells that are missing or damaged are listed, not feared.
 
     Args:
         store: where the study's cells lie. Nothing is written to it.
         name: of the study.
+        record: of the study; read from the store when not given.
 
     Raises:
         InputError: if the store has no such study, or its file is damaged.
     """
-    record = store.read_study(name)
+    record = store.read_study(name) if record is None else record
     reader = _Reader(store)
     chosen = reader.read("select rows", record["rows"], _rows)
     scalars, images, labels = chosen or ({}, None, None)
