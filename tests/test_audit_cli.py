@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,11 +109,11 @@ def test_an_undefended_network_is_broken_and_has_a_page(run, folder):
     done = run("audit_mine:net", *PLAIN, code=1)
     assert done.stdout.startswith("Not robust: ")
     assert "A common attack reports" in done.stdout
-    page = folder / "home" / "reports" / "audit-audit_mine-net" / "audit.html"
-    assert str(page) in done.stdout
+    page = Path(done.stdout.rpartition("The whole page: ")[2].strip())
+    assert page.parent.name.startswith("audit-audit_mine.net-plain-digits-linf-0.3-")
     text = page.read_text(encoding="utf-8")
     assert "<h1>Not robust" in text
-    assert "brittle audit audit_mine:net --data digits --weights plain.safetensors --norm linf --rows 30" in text
+    assert "brittle audit audit_mine:net --weights plain.safetensors --data digits --budget quick --rows 30" in text
 
 
 def test_a_network_trained_hot_is_masked_by_scale(run, folder):

@@ -21,6 +21,7 @@ from brittle.running import duration
 from brittle.store import Store
 
 LITTLE = ["--set", "audits.quick.rows=20"]
+ON = ["--data", "digits"]
 SMALL = ["--set", "training.epochs=1", "--set", "rows=12", "--set", "shard_rows=6", *LITTLE]
 
 
@@ -128,8 +129,9 @@ def test_a_trained_network_is_attacked_by_its_key(brittle):
 
 def test_a_student_learns_from_a_stored_teacher(brittle, finished):
     teacher = Store(finished).read_study("quickstart")["models"][1]["train"]
-    brittle("train", "--teacher", teacher[:10], "--temperature", 20, "--epochs", 1, "--store", finished, "-q")
-    student = Store(finished).read_study("train")["models"][-1]
+    asked = ["--temperature", 20, "--epochs", 1, "--store", finished, "-q", "--name", "student"]
+    brittle("train", "--teacher", teacher[:10], *asked)
+    student = Store(finished).read_study("student")["models"][-1]
     cell = Store(finished).get(student["train"])
     assert cell is not None
     label = Store(finished).get(cell.record["parents"]["labels"])
@@ -141,25 +143,27 @@ def test_a_student_learns_from_a_stored_teacher(brittle, finished):
 def test_weights_from_elsewhere_are_attacked(brittle, tmp_path):
     file = tmp_path / "mine.safetensors"
     save_file(build(papernot_mnist, seed=5).state_dict(), file)
-    done = brittle("attack", file, "--attack", "song_1", "--rows", 6, "--json")
+    of = ["--network", "papernot_mnist", "--data", "digits"]
+    done = brittle("attack", file, *of, "--attack", "song_1", "--rows", 6, "--json")
     assert json.loads(done.stdout)
 
 
 def test_a_network_is_explained_by_its_key_and_from_a_file(brittle, finished, tmp_path):
     model = Store(finished).read_study("quickstart")["models"][0]["train"]
     asked = ["--images", 8, "--random", 1, "--points", 3, "--classes", "3,7", "--store", finished]
-    done = brittle("explain", model[:10], *asked, "-o", tmp_path / "page")
+    done = brittle("explain", model[:10], *asked, "--name", "explained", "-o", tmp_path / "page")
     page = (tmp_path / "page" / "report.html").read_text()
     assert "Which units matter" in page
     assert "What the strongest maps show" in page
     assert "report.html" in done.stdout
-    cell = Store(finished).get(Store(finished).read_study("explain")["models"][0]["units"][0]["cell"])
+    cell = Store(finished).get(Store(finished).read_study("explained")["models"][0]["units"][0]["cell"])
     assert cell is not None
     assert cell.record["params"]["layers"] == ["1", "3", "6", "8"]
     assert "cells computed, 0 from" not in brittle("explain", model[:10], *asked).stderr
     file = tmp_path / "mine.safetensors"
     save_file(build(papernot_mnist, seed=5).state_dict(), file)
-    brittle("explain", file, "--layers", "8, 11", *asked, "--logits", "-q")
+    of = ["--network", "papernot_mnist", "--data", "digits"]
+    brittle("explain", file, *of, "--layers", "8, 11", *asked, "--logits", "-q")
     assert "unknown layer 'relu'" in one_line(brittle("explain", model, "--layers", "relu", *asked, "-q", code=2))
     assert "unknown class of digits 'six'" in one_line(
         brittle("explain", model, *asked, "--classes", "six", "-q", code=2)
@@ -217,7 +221,7 @@ def test_songs_study_runs_on_real_mnist(brittle, data_root, monkeypatch):
         (["study", "run", "quickstart", "--set", "data=minst"], "unknown data set or folder 'minst': did you mean"),
         (["study", "run", "quickstart", "--set", "training.temperature=-1"], "must be a positive finite number"),
         (["study", "run", "quickstart", "--set", "training.epochs=-1"], "epochs must be at least 0, got -1"),
-        (["study", "run", "quickstart", "--set", "training.epoch=3"], "training.epoch: unknown key"),
+        (["study", "run", "quickstart", "--set", "training.epoch=3"], "training.epoch: unknown key: did you mean 'epochs'?"),
         (["study", "run", "quickstart", "--device", "tpu"], "device must be auto, cpu or cuda[:N], got 'tpu'"),
         (["study", "run", "quickstart", "--dtype", "float8"], "unknown dtype 'float8'"),
         (["study", "run", "song-2017"], "mnist"),
@@ -226,8 +230,8 @@ def test_songs_study_runs_on_real_mnist(brittle, data_root, monkeypatch):
         (["train", "--learning-rate", "-1"], "learning_rate must be positive and finite, got -1"),
         (["attack", "abc", "--attack", "song_9"], "unknown attack 'song_9': did you mean"),
         (["attack", "abcdef", "--attack", "song_1"], "abcdef"),
-        (["attack", "no.safetensors", "--attack", "song_1"], "weights no.safetensors cannot be read"),
-        (["attack", "abc", "--attack", "song_1", "--option", "pixels=3"], "unknown option of attack song_1"),
+        (["attack", "no.pt", *ON, "--network", "mlp", "--attack", "song_1"], "weights no.pt cannot be read"),
+        (["attack", "abc", *ON, "--attack", "song_1", "--option", "pixels=3"], "unknown option of attack song_1"),
         (["report", "quickstart"], "quickstart"),
         (["data", "check", "minst"], "did you mean 'mnist'"),
         (["data", "fetch", "digits"], "digits is built in"),
@@ -246,8 +250,9 @@ def test_divergence_is_said_and_nothing_is_lost(brittle, tmp_path):
 def test_weights_that_do_not_fit_are_refused(brittle, tmp_path):
     file = tmp_path / "mine.safetensors"
     save_file(build(papernot_mnist, seed=5, classes=7).state_dict(), file)
-    assert "does not fit brittle.networks.papernot_mnist" in one_line(
-        brittle("attack", file, "--attack", "song_1", "--rows", 6, "-q", code=2)
+    of = ["--network", "papernot_mnist", "--data", "digits"]
+    assert "mine.safetensors do not fit the model; of another shape" in one_line(
+        brittle("attack", file, *of, "--attack", "song_1", "--rows", 6, "-q", code=2)
     )
 
 
@@ -265,9 +270,8 @@ def test_a_network_that_returns_probabilities_is_warned_of(brittle, tmp_path, mo
         "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    key = (
-        brittle("train", "--network", "cli_test_softmax.net", "--epochs", 1).stderr.rpartition("attack ")[2].split()[0]
-    )
+    said = brittle("train", "--network", "cli_test_softmax.net", "--epochs", 1).stderr
+    key = said.rpartition("brittle attack ")[2].split()[0]
     assert "look like probabilities" in brittle("attack", key, "--attack", "song_1", "--rows", 5).stderr
 
 

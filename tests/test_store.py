@@ -532,7 +532,8 @@ def test_the_lock_and_scratch_of_a_killed_process_are_free(store, child):
     )
     assert said(process) == "inside"
     (store.work(OTHER) / "left").write_text("123")
-    assert store.clean() == Cleaned(work=1, bytes=3)  # the dead one's; the running process keeps its own
+    assert store.clean() == Cleaned()  # what was begun can be resumed
+    assert store.clean(unfinished=True) == Cleaned(work=1, bytes=3)  # the dead one's; the running process keeps its own
     assert (store.work(KEY) / "checkpoint").read_text() == "12345"
     killer = threading.Timer(0.3, kill, [process])
     killer.start()
@@ -550,7 +551,9 @@ def test_clean_removes_the_lock_and_scratch_of_a_killed_process(store, child):
     said(process)
     kill(process)
     assert held_locks(store) == [f"{KEY}.lock"]
-    assert store.clean() == Cleaned(work=1, locks=1)
+    assert store.clean() == Cleaned(locks=1)
+    assert (store.root / "work" / KEY).exists()
+    assert store.clean(unfinished=True) == Cleaned(work=1)
     assert held_locks(store) == list((store.root / "work").iterdir()) == []
 
 

@@ -63,7 +63,9 @@ teacher = "teacher"
 def test_a_study_in_sizes_is_its_file_with_one_of_them_put_over_it(tmp_path):
     path = tmp_path / "growing.toml"
     path.write_text(GROWING)
-    small, large = (study.read(str(path), size=size) for size in (None, "large"))  # the first is the default
+    written, small, large = (study.read(str(path), size=size) for size in (None, "small", "large"))
+    assert (written.name, written.rows, written.training.temperature) == ("growing", 100, [1.0, 20.0])
+    assert list(written.models) == ["teacher"]
     assert (small.name, small.rows, small.training.temperature, list(small.models)) == (
         "growing-small",
         5,
@@ -78,6 +80,12 @@ def test_a_study_in_sizes_is_its_file_with_one_of_them_put_over_it(tmp_path):
         study.read(str(path), size="smal")
     with pytest.raises(InputError, match="study quickstart has no sizes, got 'small'"):
         study.read("quickstart", size="small")
+
+
+@pytest.mark.parametrize("name", ["lo-ding", "mandal-guo", "units-of-distillation"])
+def test_a_study_that_is_whole_only_in_a_size_says_so(name):
+    with pytest.raises(InputError, match=r"missing; it has sizes, of which --size takes one: \w+, \w+"):
+        study.read(name)
 
 
 def test_mandal_and_guo_train_and_attack_as_published_in_full():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from brittle.study import Study
 
 OK, DAMAGED, BAD_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 70, 130
-_USAGE = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this typer has its click
+_USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this typer has its click
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,17 +50,22 @@ class _Call:
 class _Brittle(TyperGroup):
     """The command: whatever happens ends in one line and an exit code that means one thing."""
 
-    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:
-        """Runs a command line and exits: see `brittle --help` for the codes."""
-        typed = list(sys.argv[1:] if args is None else args)
-        call = _Call(shlex.join(["brittle", *typed]))
-        run = functools.partial(
-            super().main, args, **{**options, "prog_name": "brittle", "standalone_mode": False, "obj": call}
-        )
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "brittle",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command line and exits: `brittle --help` lists the codes."""
+        call = _Call(shlex.join(["brittle", *(sys.argv[1:] if args is None else args)]))
+        options = {"complete_var": complete_var, "windows_expand_args": windows_expand_args, **extra, "obj": call}
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _warn
-            code = _ended(run, call)
+            code = _ended(lambda: super(_Brittle, self).main(args, "brittle", standalone_mode=False, **options), call)
         sys.exit(code)
 
 
@@ -326,6 +331,7 @@ def attack(
     """Attacks one network that exists: a study of one model."""
     from brittle import study
 
+    attacks = {re.split("[.:]", path)[-1]: _attack_table(path, arithmetic) for path in attack}
     place, layout = named.place(how.open_store())
     tables: dict[str, Any] = {
         "name": name or "attack",
@@ -334,12 +340,12 @@ def attack(
         "layout": layout,
         "rows": rows,
         "models": {"model": {}},
-        "attacks": {re.split("[.:]", path)[-1]: _attack_table(path, arithmetic) for path in attack},
+        "attacks": attacks,
     }
     for setting in option or []:
-        for label in tables["attacks"]:
+        for label in attacks:
             study.put(tables, f"attacks.{label}.{_fraction(setting)}", "--option")
-    words = () if name else ("attack", named.short, Path(place).stem, *tables["attacks"])
+    words = () if name else ("attack", named.short, Path(place).stem, *attacks)
     run_study(study.check(tables, "attack"), how, _given(named), *words)
 
 
@@ -446,6 +452,7 @@ def study_list(*, how: Request) -> None:
         out.print_json(json.dumps(rows))
         return
     shown = Table("study", "title", "sizes", "in the store", box=None, header_style="bold")
+    shown.columns[0].overflow = "fold"
     for name, row in sorted(rows.items()):
         shown.add_row(escape(name), escape(row["title"]), escape(", ".join(row["sizes"])), row["stored"] or "")
     out.print(shown)
@@ -572,10 +579,10 @@ def data_check(name: str, *, how: Request) -> int:
 def store_list(*, how: Request) -> None:
     """The finished cells: what each one is, and of a network what tells it from others."""
     store = how.open_store()
-    cells = {key: store.get(key) for key in store.keys()}
-    records = {key: cell.record for key, cell in cells.items() if cell}
+    keys = store.keys()
+    records = {key: cell.record for key in keys if (cell := store.get(key))}
     rows = []
-    for key in cells:
+    for key in keys:
         if key not in records:
             rows.append({"key": key, "title": f"damaged: {store.damage(key)}"})
             continue
@@ -609,7 +616,8 @@ def _network(key: str, records: Mapping[str, Mapping[str, Any]]) -> dict[str, st
     found = {"network": record["params"]["network"].removeprefix("brittle.networks.")}
     found |= {"data": data[0]} if data else {}
     found |= {"T": f"{record['params']['temperature']:g}"} if "temperature" in record["params"] else {}
-    found |= {"accuracy": f"{100 * r['scalars']['accuracy']['value']:.1f} %" for r in measured[:1]}
+    for right in (cell["scalars"]["accuracy"] for cell in measured[:1]):
+        found["accuracy"] = f"{100 * right['count'] / right['total']:.1f} %"
     return found
 
 

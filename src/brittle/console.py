@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from brittle.cells import Cell
     from brittle.progress import Progress
 
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
-    code: "\N{REPLACEMENT CHARACTER}" for code in range(127, 160)
-}
+_HIDDEN = [code for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"]
+_VISIBLE = dict.fromkeys(_HIDDEN, "\N{REPLACEMENT CHARACTER}")
 
 
 class Terminal(Console):

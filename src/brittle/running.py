@@ -240,7 +240,10 @@ class Named:
     @property
     def short(self) -> str:
         """The model's name in titles and in names of files."""
-        return self.model[:12] if self.is_key else Path(self.weights or self.model).stem.replace(":", ".")
+        if self.is_key:
+            return self.model[:12]
+        name = self.model.replace(":", ".") if ":" in self.model else Path(self.model).stem
+        return f"{name}-{self.weights.stem}" if self.weights else name
 
     def place(self, store: Store) -> tuple[str, str | None]:
         """The data set's name or path, and its layout: what was asked for, else what the cell was trained on.
