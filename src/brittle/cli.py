@@ -86,8 +86,10 @@ def _ended(run: Callable[[], int | None], call: _Call) -> int:
             err.print(said, markup=False, highlight=False)
             return BAD_INPUT
         return _refused(said)
-    except BrokenPipeError:  # of the help; see `console.Terminal` for everything else
-        let_go()
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        let_go()  # nobody reads the help any more; `console.Terminal` sees to everything else
         return OK
     except Exception as error:
         if getattr(error, "errno", None) in _FULL or "No space left on device" in str(error):

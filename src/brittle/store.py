@@ -265,7 +265,7 @@ class Store:
                     count["locks"] += locks
                     self._remove("leftovers", self.root / "cells" / name, count, only=_TEMPORARY)
                     self._remove("leftovers", self.root / "studies" / name, count, only=_TEMPORARY)
-                    if everything or unfinished or self.get(name) is not None:
+                    if everything or unfinished or os.path.lexists(self.root / "cells" / name):
                         self._remove("work", self.root / "work" / name, count)
         for key in self.keys():
             if everything or self.damage(key):
