@@ -19,6 +19,7 @@ import brittle
 from brittle.auditing import audit
 from brittle.auditing.ledger import Ledger
 from brittle.cli import app
+from brittle.inspecting import number
 from brittle.networks import build
 from brittle.store import Store
 
@@ -306,6 +307,65 @@ def test_a_pickle_is_refused_and_not_run(run, folder):
     said = one_line(run("audit_mine:net", "--weights", "evil.pt", *QUICK, code=2))
     assert "wants to run code" in said
     assert not (folder / "ran").exists()
+
+
+EXITS = """
+import sys
+from torch import nn
+
+class Ends(nn.Module):
+    def __init__(self, after, how):
+        super().__init__()
+        self.seen, self.after, self.how, self.layer = 0, after, how, nn.Linear(784, 10)
+    def forward(self, images):
+        self.seen += 1
+        if self.seen > self.after:
+            self.how()
+        return self.layer(images.flatten(1))
+
+def runs_out(): raise RuntimeError("out of memory")
+def built(): sys.exit(0)
+def at_first(): return Ends(0, sys.exit)
+def in_the_middle(): return Ends(40, sys.exit)
+def fails(): return Ends(40, runs_out)
+"""
+
+
+@pytest.mark.parametrize(
+    "model", ["audit_script:net", "audit_exits:built", "audit_exits:at_first", "audit_exits:in_the_middle"]
+)
+def test_code_that_exits_is_no_robust_model(run, folder, model):
+    (folder / "audit_script.py").write_text("import sys\nsys.exit(0)\n")
+    (folder / "audit_exits.py").write_text(EXITS)
+    assert "the model's code ended the program with exit code" in one_line(run(model, *QUICK, "-q", code=2))
+
+
+def test_a_model_that_fails_in_the_middle_is_no_broken_one_and_leaves_a_traceback(run, folder):
+    (folder / "audit_exits.py").write_text(EXITS)
+    said = run("audit_exits:fails", *QUICK, "-q", code=70).stderr.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("failed: RuntimeError: out of memory; the traceback is in ")
+    trace = Path(said[0].rpartition(" is in ")[2]).read_text()
+    assert trace.startswith("brittle audit audit_exits:fails --data digits")
+    assert 'raise RuntimeError("out of memory")' in trace
+
+
+@pytest.mark.parametrize(
+    ("eps", "said"),
+    [
+        ("8", "eps must be at most 1 in L-infinity, as images are in [0, 1], got 8; did you mean 8/255?"),
+        ("8/0", "a number such as 0.03 or 8/255 was expected, got '8/0'"),
+        ("much", "a number such as 0.03 or 8/255 was expected, got 'much'"),
+    ],
+)
+def test_an_eps_that_is_none_is_refused_with_a_hint(run, eps, said):
+    assert said in one_line(run("audit_mine:net", *QUICK, "--eps", eps, code=2))
+
+
+def test_an_eps_may_be_a_fraction(run):
+    assert number("8/255") == 8 / 255
+    found = json.loads(run("audit_mine:net", *PLAIN, "--eps", "51/255", "--json", code=1).stdout)
+    assert found["audits"][0]["eps"] == 0.2
 
 
 # Interrupted --------------------------------------------------------------------------------------------------------
