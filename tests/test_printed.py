@@ -1,9 +1,11 @@
 """What is printed runs: the commands and code of the README and the docs, and the commands that commands print."""
 
-import os
+import json
 import re
 import shlex
+import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +96,7 @@ def run(here, monkeypatch):
     monkeypatch.setenv("BRITTLE_HOME", str(here / "home"))
     monkeypatch.setenv("BRITTLE_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("sys.path", [*os.sys.path])
+    monkeypatch.setattr("sys.path", [*sys.path])
 
     def invoke(words):
         done = CliRunner().invoke(app, words)
@@ -108,7 +110,7 @@ def run(here, monkeypatch):
 def key(run):
     """Of a network that was trained here."""
     said = run(["train", "--network", "mlp", "--epochs", "1", "--name", "first"]).stderr
-    return re.search(r"brittle attack (\w+)", said)[1]
+    return said.rpartition("brittle attack ")[2].split()[0]
 
 
 def test_there_is_something_to_run():
@@ -138,12 +140,16 @@ def test_code_of_the_docs_runs(code):
 @pytest.mark.parametrize("text", [pytest.param(t, id=page.name) for page in PAGES for t in blocks(page, "toml")])
 def test_study_files_of_the_docs_are_run_as_they_are_written(run, here, text):
     (here / "docs.toml").write_text(text)
-    written = run(["study", "run", "docs.toml", "--dry-run", "--set", "data=digits"]).stdout
-    cells = int(re.search(r": (\d+) cells", written)[1])
-    for size in re.findall(r"^\[sizes\.(\w+)\]", text, re.MULTILINE):
-        larger = run(["study", "run", "docs.toml", "--dry-run", "--set", "data=digits", "--size", size]).stdout
-        assert f"-{size}: " in larger
-        assert int(re.search(r": (\d+) cells", larger)[1]) != cells
+    assert " to do" in run(["study", "run", "docs.toml", "--dry-run", "--set", "data=digits"]).stdout
+    written = tomllib.loads(text)
+    sizes = {name: written | over | {"name": f"{written['name']}-{name}"} for name, over in written["sizes"].items()}
+    for size, expected in ((None, written), *sizes.items()):
+        shown = json.loads(run(["study", "show", "docs.toml", *(["--size", size] if size else [])]).stdout)
+        assert {key: shown[key] for key in ("name", "rows", "seeds")} == {
+            key: expected[key] for key in ("name", "rows", "seeds")
+        }
+        epochs = expected["training"]["epochs"]
+        assert all(model["epochs"] == epochs for model in shown["models"].values())
 
 
 @pytest.mark.slow
