@@ -146,7 +146,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(store_app, name="store")
 
 # Options that several commands share: fields of `Request` by name
-RUN = ("store", "data_root", "device", "threads", "fresh", "output", "as_json", "quiet", "verbose")
+RUN = ("store", "data_root", "device", "threads", "fresh", "trust", "output", "as_json", "quiet", "verbose")
 TRAIN = (*RUN, "dtype")
 SHARED = ("workers", "engine", "address", "gpus_per_cell")
 Seed = Annotated[
@@ -348,7 +348,7 @@ def attack(
         for label in attacks:
             study.put(tables, f"attacks.{label}.{_fraction(setting)}", "--option")
     words = () if name else ("attack", named.short, Path(place).stem, *attacks)
-    run_study(study.check(tables, "attack"), how, _given(named), *words)
+    run_study(study.check(tables, "attack"), how, _given(named, how), *words)
 
 
 def _fraction(setting: str) -> str:
@@ -359,9 +359,9 @@ def _fraction(setting: str) -> str:
     return f"{key}={number(value)!r}" if equals and re.fullmatch(r"[\d.]+/[\d.]+", value.strip()) else setting
 
 
-def _given(named: Named) -> Callable[..., Mapping[str, Any]]:
+def _given(named: Named, how: Request) -> Callable[..., Mapping[str, Any]]:
     """The network of a study of one."""
-    return lambda data, device, store: {"model": as_cell(named, data, device, store)}
+    return lambda data, device, store: {"model": as_cell(named, data, device, store, how.trust)}
 
 
 def _attack_table(path: str, arithmetic: str) -> dict[str, Any]:
@@ -425,7 +425,7 @@ def explain(
         "units": {"maps": {**units, "of": "logits" if logits else "softmax"}},
     }
     words = () if name else ("explain", named.short, Path(place).stem)
-    run_study(study.check(tables, "explain"), how, _given(named), *words)
+    run_study(study.check(tables, "explain"), how, _given(named, how), *words)
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -123,7 +123,7 @@ def run_audit(asked: Question, how: Request) -> int:
         twin = _trained_twin(asked, data, device, store, bars) if asked.reference in (None, TRAIN) else None
         if twin is not None:
             asked = replace(asked, reference=twin.key)
-        model, reference = _models(asked, data, device, store)
+        model, reference = _models(asked, how, data, device, store)
         cells = [_cell(asked, norm, model, reference, data, device) for norm in asked_norms]
         found = [_audited(cell, model, reference, data, device, how, bars) for cell in cells]
     audits, about = [record_of(one) for one in found], _about(asked, how, found, model, data)
@@ -139,11 +139,13 @@ def run_audit(asked: Question, how: Request) -> int:
     return {"robust": ROBUST, "inconclusive": INCONCLUSIVE}.get(kind, BROKEN)
 
 
-def _models(asked: Question, data: Data, device: torch.device, store: Store) -> tuple[nn.Module, nn.Module | None]:
+def _models(
+    asked: Question, how: Request, data: Data, device: torch.device, store: Store
+) -> tuple[nn.Module, nn.Module | None]:
     """The model and the undefended one, where there is one."""
     from brittle.opening import WEIGHTS, open_model
 
-    shared: dict[str, Any] = {"data": data, "device": device, "store": store, "trust": asked.trust}
+    shared: dict[str, Any] = {"data": data, "device": device, "store": store, "trust": how.trust}
     scaled = asked.scaled()
     model = open_model(asked.model, weights=asked.weights, network=asked.network, **scaled, **shared)
     if asked.reference is None:

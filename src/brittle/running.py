@@ -83,6 +83,12 @@ class Request:
         typer.Option(min=0.01, help="GPUs that Ray reserves for a cell; may be a part of one. [default: 1]"),
     ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew, even what is in the store.")] = False
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Run code from outside brittle: of a pickle, an archive, a study file, or another's store."
+        ),
+    ] = False
     output: Annotated[
         Path | None, _folder("--output", "-o", help="Folder for the page. [default: reports/NAME in the store]")
     ] = None
@@ -226,9 +232,6 @@ class Named:
             help="Network that a file of weights, given as MODEL, is for: brittle's, or package.module:callable."
         ),
     ] = None
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Run foreign code: of a pickle, an archive, or somebody else's store.")
-    ] = False
 
     @property
     def is_key(self) -> bool:
@@ -268,7 +271,7 @@ class Named:
         raise InputError(f"no study in the store says what data cell {key[:8]} was trained on: name them with --data")
 
 
-def as_cell(named: Named, data: Data, device: torch.device, store: Store) -> Cell:
+def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust: bool) -> Cell:
     """A model as a cell of a study: the stored one that its key names, or one that is made and stored now.
 
     Raises:
@@ -283,7 +286,7 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store) -> Cel
         network=named.network,
         weights=named.weights,
         store=store,
-        trust=named.trust,
+        trust=trust,
     )
     warn_of_other_data(named, data, store)
     check_fits(model, data, device)
