@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from brittle import engine, inspecting, study
 from brittle.auditing import audit
 from brittle.auditing.ledger import Ledger
 from brittle.cli import app
-from brittle.inspecting import Question
+from brittle.inspecting import Question, number
 from brittle.networks import build
 from brittle.plan import expand
 from brittle.store import Store
@@ -112,11 +113,11 @@ def test_an_undefended_network_is_broken_and_has_a_page(run, folder):
     done = run("audit_mine:net", *PLAIN, code=1)
     assert done.stdout.startswith("Broken, not robust: ")
     assert "Accuracy under the baseline attack" in done.stdout
-    page = folder / "home" / "reports" / "audit-audit_mine-net" / "audit.html"
-    assert str(page) in done.stdout
+    page = Path(done.stdout.rpartition("The whole page: ")[2].strip())
+    assert page.parent.name.startswith("audit-audit_mine.net-plain-digits-linf-0.3-")
     text = page.read_text(encoding="utf-8")
     assert "<h1>Broken, not robust" in text
-    assert "brittle audit audit_mine:net --data digits --weights plain.safetensors --norm linf --rows 30" in text
+    assert "brittle audit audit_mine:net --weights plain.safetensors --data digits --budget quick --rows 30" in text
 
 
 def test_a_network_trained_hot_is_masked_by_scale(run, folder):
@@ -309,6 +310,65 @@ def test_a_pickle_is_refused_and_not_run(run, folder):
     said = one_line(run("audit_mine:net", "--weights", "evil.pt", *QUICK, code=2))
     assert "can run code: refused, and nothing was run; where you trust it, give --trust" in said
     assert not (folder / "ran").exists()
+
+
+EXITS = """
+import sys
+from torch import nn
+
+class Ends(nn.Module):
+    def __init__(self, after, how):
+        super().__init__()
+        self.seen, self.after, self.how, self.layer = 0, after, how, nn.Linear(784, 10)
+    def forward(self, images):
+        self.seen += 1
+        if self.seen > self.after:
+            self.how()
+        return self.layer(images.flatten(1))
+
+def runs_out(): raise RuntimeError("out of memory")
+def built(): sys.exit(0)
+def at_first(): return Ends(0, sys.exit)
+def in_the_middle(): return Ends(40, sys.exit)
+def fails(): return Ends(40, runs_out)
+"""
+
+
+@pytest.mark.parametrize(
+    "model", ["audit_script:net", "audit_exits:built", "audit_exits:at_first", "audit_exits:in_the_middle"]
+)
+def test_code_that_exits_is_no_robust_model(run, folder, model):
+    (folder / "audit_script.py").write_text("import sys\nsys.exit(0)\n")
+    (folder / "audit_exits.py").write_text(EXITS)
+    assert "the model's code ended the program with exit code" in one_line(run(model, *QUICK, "-q", code=2))
+
+
+def test_a_model_that_fails_in_the_middle_is_no_broken_one_and_leaves_a_traceback(run, folder):
+    (folder / "audit_exits.py").write_text(EXITS)
+    said = run("audit_exits:fails", *QUICK, "-q", code=70).stderr.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("failed: RuntimeError: out of memory; the traceback is in ")
+    trace = Path(said[0].rpartition(" is in ")[2]).read_text()
+    assert trace.startswith("brittle audit audit_exits:fails --data digits")
+    assert 'raise RuntimeError("out of memory")' in trace
+
+
+@pytest.mark.parametrize(
+    ("eps", "said"),
+    [
+        ("8", "eps must be at most 1 in L-infinity, as images are in [0, 1], got 8; did you mean 8/255?"),
+        ("8/0", "a number such as 0.03 or 8/255 was expected, got '8/0'"),
+        ("much", "a number such as 0.03 or 8/255 was expected, got 'much'"),
+    ],
+)
+def test_an_eps_that_is_none_is_refused_with_a_hint(run, eps, said):
+    assert said in one_line(run("audit_mine:net", *QUICK, "--eps", eps, code=2))
+
+
+def test_an_eps_may_be_a_fraction(run):
+    assert number("8/255") == 8 / 255
+    found = json.loads(run("audit_mine:net", *PLAIN, "--eps", "51/255", "--json", code=1).stdout)
+    assert found["audits"][0]["eps"] == 0.2
 
 
 # Interrupted --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from brittle.running import duration
 from brittle.store import Store
 
 LITTLE = ["--set", "audits.quick.rows=20"]
+ON = ["--data", "digits"]
 SMALL = ["--set", "training.epochs=1", "--set", "rows=12", "--set", "shard_rows=6", *LITTLE]
 
 
@@ -128,8 +130,9 @@ def test_a_trained_network_is_attacked_by_its_key(brittle):
 
 def test_a_student_learns_from_a_stored_teacher(brittle, finished):
     teacher = Store(finished).read_study("quickstart")["models"][1]["train"]
-    brittle("train", "--teacher", teacher[:10], "--temperature", 20, "--epochs", 1, "--store", finished, "-q")
-    student = Store(finished).read_study("train")["models"][-1]
+    asked = ["--temperature", 20, "--epochs", 1, "--store", finished, "-q", "--name", "student"]
+    brittle("train", "--teacher", teacher[:10], *asked)
+    student = Store(finished).read_study("student")["models"][-1]
     cell = Store(finished).get(student["train"])
     assert cell is not None
     label = Store(finished).get(cell.record["parents"]["labels"])
@@ -141,25 +144,27 @@ def test_a_student_learns_from_a_stored_teacher(brittle, finished):
 def test_weights_from_elsewhere_are_attacked(brittle, tmp_path):
     file = tmp_path / "mine.safetensors"
     save_file(build(papernot_mnist, seed=5).state_dict(), file)
-    done = brittle("attack", file, "--attack", "song_1", "--rows", 6, "--json")
+    of = ["--network", "papernot_mnist", "--data", "digits"]
+    done = brittle("attack", file, *of, "--attack", "song_1", "--rows", 6, "--json")
     assert json.loads(done.stdout)
 
 
 def test_a_network_is_explained_by_its_key_and_from_a_file(brittle, finished, tmp_path):
     model = Store(finished).read_study("quickstart")["models"][0]["train"]
     asked = ["--images", 8, "--random", 1, "--points", 3, "--classes", "3,7", "--store", finished]
-    done = brittle("explain", model[:10], *asked, "-o", tmp_path / "page")
+    done = brittle("explain", model[:10], *asked, "--name", "explained", "-o", tmp_path / "page")
     page = (tmp_path / "page" / "report.html").read_text()
     assert "Which units matter" in page
     assert "What the strongest maps show" in page
     assert "report.html" in done.stdout
-    cell = Store(finished).get(Store(finished).read_study("explain")["models"][0]["units"][0]["cell"])
+    cell = Store(finished).get(Store(finished).read_study("explained")["models"][0]["units"][0]["cell"])
     assert cell is not None
     assert cell.record["params"]["layers"] == ["1", "3", "6", "8"]
     assert "cells computed, 0 from" not in brittle("explain", model[:10], *asked).stderr
     file = tmp_path / "mine.safetensors"
     save_file(build(papernot_mnist, seed=5).state_dict(), file)
-    brittle("explain", file, "--layers", "8, 11", *asked, "--logits", "-q")
+    of = ["--network", "papernot_mnist", "--data", "digits"]
+    brittle("explain", file, *of, "--layers", "8, 11", *asked, "--logits", "-q")
     assert "unknown layer 'relu'" in one_line(brittle("explain", model, "--layers", "relu", *asked, "-q", code=2))
     assert "unknown class of digits 'six'" in one_line(
         brittle("explain", model, *asked, "--classes", "six", "-q", code=2)
@@ -217,7 +222,10 @@ def test_songs_study_runs_on_real_mnist(brittle, data_root, monkeypatch):
         (["study", "run", "quickstart", "--set", "data=minst"], "unknown data set or folder 'minst': did you mean"),
         (["study", "run", "quickstart", "--set", "training.temperature=-1"], "must be a positive finite number"),
         (["study", "run", "quickstart", "--set", "training.epochs=-1"], "epochs must be at least 0, got -1"),
-        (["study", "run", "quickstart", "--set", "training.epoch=3"], "training.epoch: unknown key"),
+        (
+            ["study", "run", "quickstart", "--set", "training.epoch=3"],
+            "training.epoch: unknown key: did you mean 'epochs'?",
+        ),
         (["study", "run", "quickstart", "--device", "tpu"], "device must be auto, cpu or cuda[:N], got 'tpu'"),
         (["study", "run", "quickstart", "--dtype", "float8"], "unknown dtype 'float8'"),
         (["study", "run", "song-2017"], "mnist"),
@@ -226,8 +234,8 @@ def test_songs_study_runs_on_real_mnist(brittle, data_root, monkeypatch):
         (["train", "--learning-rate", "-1"], "learning_rate must be positive and finite, got -1"),
         (["attack", "abc", "--attack", "song_9"], "unknown attack 'song_9': did you mean"),
         (["attack", "abcdef", "--attack", "song_1"], "abcdef"),
-        (["attack", "no.safetensors", "--attack", "song_1"], "weights no.safetensors cannot be read"),
-        (["attack", "abc", "--attack", "song_1", "--option", "pixels=3"], "unknown option of attack song_1"),
+        (["attack", "no.pt", *ON, "--network", "mlp", "--attack", "song_1"], "weights no.pt cannot be read"),
+        (["attack", "abc", *ON, "--attack", "song_1", "--option", "pixels=3"], "unknown option of attack song_1"),
         (["report", "quickstart"], "quickstart"),
         (["data", "check", "minst"], "did you mean 'mnist'"),
         (["data", "fetch", "digits"], "digits is built in"),
@@ -235,6 +243,102 @@ def test_songs_study_runs_on_real_mnist(brittle, data_root, monkeypatch):
 )
 def test_bad_input_gets_one_line_and_exit_code_2(brittle, empty_roots, arguments, said):
     assert said in one_line(brittle(*arguments, code=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Usage: brittle"),
+        (["trian"], "error: No such command 'trian'"),
+        (["attack"], "error: Missing argument 'model'"),
+        (["audit", "abc", "--seed", 10**22], "error: Invalid value for '--seed'"),
+        (["demo", "--threads", 10**9], "error: Invalid value for '--threads'"),
+        (["train", "--output", ""], "a folder must be named, got an empty text"),
+        (["train", "--output", "/proc/no"], "error: --output /proc/no cannot be written: "),
+        (["attack", "abc", "--attack", "pgd", "--arithmetic", "foo"], "error: unknown arithmetic 'foo'"),
+        (["attack", "abc", "--attack", "class_mask"], "error: unknown attack 'class_mask'"),
+        (["attack", "mine.pt", "--attack", "pgd"], "error: --data is needed"),
+        (["study", "run", "lo-ding"], "models: missing; it has sizes, of which --size takes one: faces, cifar10"),
+    ],
+)
+def test_usage_errors_get_one_line_and_exit_code_2(brittle, arguments, said):
+    done = brittle(*arguments, code=2)
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1 or not arguments
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["help"], ["version"], ["--version"]])
+def test_help_and_version_have_their_usual_names(brittle, arguments):
+    assert brittle(*arguments).stdout.startswith("Usage: brittle" if "h" in arguments[0] else "0.")
+
+
+def test_escape_sequences_of_names_do_not_reach_the_terminal(brittle):
+    said = brittle("study", "run", "\x1b[31mred\x9b.toml", code=2).stderr
+    assert "\x1b" not in said
+    assert "\x9b" not in said
+    assert "[31mred" in said
+
+
+def test_studies_in_the_store_are_listed_and_say_what_made_them(brittle):
+    brittle("train", "--network", "mlp", "--epochs", 0, "--name", "mine", "-q")
+    row = json.loads(brittle("study", "list", "--json").stdout)["mine"]
+    assert (row["title"], row["stored"]) == ("One network on digits", "3 of 3 cells")
+    assert Store(os.environ["BRITTLE_HOME"]).read_study("mine")["again"] == (
+        "brittle train --network mlp --epochs 0 --name mine -q"
+    )
+    said = one_line(brittle("study", "run", "mine", code=2))
+    assert "'brittle train --network mlp --epochs 0 --name mine -q' makes it again" in said
+    network = next(row for row in json.loads(brittle("store", "list", "--json").stdout) if "network" in row)
+    assert (network["network"], network["data"], network["T"]) == ("mlp", "digits", "1")
+    assert network["accuracy"].endswith(" %")
+
+
+def test_the_data_of_a_network_are_its_own_until_others_are_named(brittle, tmp_path):
+    random = np.random.default_rng(0)
+    images, labels = random.random((60, 1, 28, 28)).astype(np.float32), np.arange(60) % 10
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    np.savez(tmp_path / "small.npz", images=images[:, :, :8, :8], labels=labels)
+    said = brittle("train", "--network", "mlp", "--epochs", 0, "--data", tmp_path / "mine.npz").stderr
+    key = said.rpartition("brittle attack ")[2].split()[0]
+    asked = ["attack", key, "--attack", "fgsm", "--rows", 4]
+    done = brittle(*asked, "--json")
+    assert json.loads(done.stdout)["data"]["name"] == "mine"
+    assert "trained on" not in done.stderr
+    assert (
+        f"this network was trained on {tmp_path / 'mine.npz'}; digits has other images" in brittle(*asked, *ON).stderr
+    )
+    said = brittle(*asked, "--data", tmp_path / "small.npz", "-q", code=2).stderr.splitlines()[-1]
+    assert said.startswith("error: the network does not take images of small, (1, 8, 8): ")
+    assert "only 10 test images; all are used" in brittle(*asked, "--rows", 5000).stderr
+
+
+def test_two_results_have_two_pages_and_a_failed_run_replaces_none(brittle, tmp_path):
+    for seed in (0, 1):
+        brittle("train", "--network", "mlp", "--epochs", 0, "--seed", seed, "-q")
+    assert len(list((tmp_path / "home" / "reports").iterdir())) == 2
+    key = Store(tmp_path / "home").read_study(Store(tmp_path / "home").studies()[0])["models"][0]["train"]
+    asked = ["explain", key, "--random", 0, "--points", 2, "--classes", "3", "--name", "x", "-q"]
+    brittle(*asked, "--images", 30)
+    page = (tmp_path / "home" / "reports" / "x" / "report.html").read_bytes()
+    brittle(*asked, "--images", 30, "--layers", "nosuch", code=2)
+    assert (tmp_path / "home" / "reports" / "x" / "report.html").read_bytes() == page
+
+
+def test_a_full_disk_and_a_reader_that_goes_away(brittle, finished):
+    code = "from brittle.cli import main; main()"
+    line = shlex.join([sys.executable, "-c", code, "report", "quickstart", "--store", str(finished)])
+    full = subprocess.run(f"{line} > /dev/full", shell=True, stderr=subprocess.PIPE, text=True)
+    assert (full.returncode, full.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in full.stderr
+    for arguments in ("report quickstart", "store verify", "--help"):
+        line = shlex.join([sys.executable, "-c", code, *arguments.split()])
+        gone = subprocess.run(
+            ["bash", "-c", f"{line} | true; echo ${{PIPESTATUS[0]}}"],
+            env={**os.environ, "BRITTLE_HOME": str(finished)},
+            capture_output=True,
+            text=True,
+        )
+        assert (gone.stdout, gone.stderr) == ("0\n", ""), arguments
 
 
 def test_divergence_is_said_and_nothing_is_lost(brittle, tmp_path):
@@ -246,8 +350,9 @@ def test_divergence_is_said_and_nothing_is_lost(brittle, tmp_path):
 def test_weights_that_do_not_fit_are_refused(brittle, tmp_path):
     file = tmp_path / "mine.safetensors"
     save_file(build(papernot_mnist, seed=5, classes=7).state_dict(), file)
-    assert "does not fit brittle.networks.papernot_mnist" in one_line(
-        brittle("attack", file, "--attack", "song_1", "--rows", 6, "-q", code=2)
+    of = ["--network", "papernot_mnist", "--data", "digits"]
+    assert "mine.safetensors do not fit the model; of another shape" in one_line(
+        brittle("attack", file, *of, "--attack", "song_1", "--rows", 6, "-q", code=2)
     )
 
 
@@ -265,11 +370,13 @@ def test_a_cell_of_a_network_from_outside_brittle_needs_trust(brittle, tmp_path,
         "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))\n"
     )
     monkeypatch.chdir(tmp_path)
-    key = (
-        brittle("train", "--network", "cli_test_softmax:net", "--epochs", 1).stderr.rpartition("attack ")[2].split()[0]
-    )
-    said = one_line(brittle("attack", key, "--attack", "song_1", "--rows", 5, code=2))
-    assert "network 'cli_test_softmax.net' is code from outside brittle, and was not run: --trust allows it" in said
+    said = brittle("train", "--network", "cli_test_softmax:net", "--epochs", 1).stderr
+    key = said.rpartition("brittle attack ")[2].split()[0]
+    assert said.count("--trust") == 3
+    refused = one_line(brittle("attack", key, "--attack", "song_1", "--rows", 5, code=2))
+    assert "network 'cli_test_softmax.net' is code from outside brittle, and was not run: --trust allows it" in refused
+    done = brittle("attack", key, "--attack", "song_1", "--rows", 5, "--trust")
+    assert "look like probabilities" in done.stderr
 
 
 def test_a_store_that_cannot_be_written_is_said(brittle, tmp_path):

@@ -2,35 +2,141 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import functools
+import inspect
 import json
+import os
 import re
+import shlex
 import sys
 import tomllib
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
-from brittle.console import Bars, err, out
-from brittle.errors import InputError
-from brittle.running import Given, Request, foresee, report_study, run_study, show_cells
+from brittle.console import Bars, err, let_go, out
+from brittle.errors import InputError, first_line
+from brittle.inspecting import Question
+from brittle.running import Named, Request, as_cell, foresee, report_study, run_study, show_cells
 
-OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+if TYPE_CHECKING:
+    from brittle.store import Store
+    from brittle.study import Study
+
+OK, DAMAGED, BAD_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 70, 130
+_USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this typer has its click
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass
+class _Call:
+    """One command line: as it was typed, and the options that say how a failure of it is told."""
+
+    typed: str
+    how: Request = dataclasses.field(default_factory=Request)
+
+
+class _Brittle(TyperGroup):
+    """The command: whatever happens ends in one line and an exit code that means one thing."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "brittle",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command line and exits: `brittle --help` lists the codes."""
+        call = _Call(shlex.join(["brittle", *(sys.argv[1:] if args is None else args)]))
+        options = {"complete_var": complete_var, "windows_expand_args": windows_expand_args, **extra, "obj": call}
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _warn
+            code = _ended(lambda: super(_Brittle, self).main(args, "brittle", standalone_mode=False, **options), call)
+        sys.exit(code)
+
+
+def _ended(run: Callable[[], int | None], call: _Call) -> int:
+    """Runs a command; its exit code, after a line that says what went wrong, if anything did."""
+    try:
+        code = run() or OK
+        sys.stdout.flush()
+    except InputError as error:
+        if call.how.verbose:
+            traceback.print_exc()
+        return _refused(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    except _USAGE as error:
+        said = str(getattr(error, "format_message")()).strip()  # noqa: B009
+        if "\n" in said:  # the help of a command that was given nothing
+            err.print(said, markup=False, highlight=False)
+            return BAD_INPUT
+        return _refused(said)
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        let_go()  # nobody reads the help any more; `console.Terminal` sees to everything else
+        return OK
+    except Exception as error:
+        if getattr(error, "errno", None) in _FULL or "No space left on device" in str(error):
+            let_go()
+            return _refused(f"nothing more can be written: {first_line(error)}")
+        return _defect(error, call)
+    if code == INTERRUPTED:
+        err.print("stopped; finished cells are kept, and the same command goes on from there", highlight=False)
+    return code
+
+
+def _refused(said: str) -> int:
+    err.print(f"[red]error:[/] {escape(' '.join(said.split(chr(10))))}", highlight=False, soft_wrap=True)
+    return BAD_INPUT
+
+
+def _defect(error: Exception, call: _Call) -> int:
+    """Says in one line that brittle failed, and where the traceback is; with --verbose the traceback."""
+    trace = "".join(traceback.format_exception(error))
+    said = f"{type(error).__name__}: {first_line(error)}"
+    file = call.how.open_store().root / "tracebacks" / f"{datetime.now():%Y-%m-%dT%H-%M-%S-%f}.txt"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{call.typed}\n\n{trace}", encoding="utf-8")
+        where = f"the traceback is in {file}"
+    except OSError:
+        where = "--verbose prints the traceback"
+    if call.how.verbose:
+        err.print(trace, markup=False, highlight=False, soft_wrap=True)
+    err.print(f"[red]failed:[/] {escape(said)}; {escape(where)}", highlight=False, soft_wrap=True)
+    return DEFECT
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
 
 app = typer.Typer(
     name="brittle",
+    cls=_Brittle,
     help="Tells you whether an image classifier is robust or only looks robust, and why.",
+    epilog="Exit codes: 0 all is well; 1 a verdict of broken or masked, or a damaged store; 2 bad input; "
+    "3 inconclusive; 70 a defect of brittle; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # rich takes [default: ...] for markup
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="The data sets: what is here, download, check.", no_args_is_help=True)
 study_app = typer.Typer(help="Whole studies: one file, one command, resumable.", no_args_is_help=True)
@@ -39,41 +145,65 @@ app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 app.add_typer(store_app, name="store")
 
-# Options that several commands share
-StoreDir = Annotated[
-    Path | None, typer.Option("--store", help="Folder of finished cells. [default: $BRITTLE_HOME or the user's data]")
+# Options that several commands share: fields of `Request` by name
+RUN = ("store", "data_root", "device", "threads", "fresh", "trust", "output", "as_json", "quiet", "verbose")
+TRAIN = (*RUN, "dtype")
+SHARED = ("workers", "engine", "address", "gpus_per_cell")
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=2**32 - 1, help="Run with this seed. [default: the study's seeds]")
 ]
-DataRoot = Annotated[
-    Path | None, typer.Option("--data-root", help="Folder with data sets, searched before $BRITTLE_DATA and the cache.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
-Dtype = Annotated[str, typer.Option(help="Of training: auto, float32 or bfloat16. Attacks always run in float32.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Processes that share the cells; each has its part of the threads. [default: 1]"),
-]
-Engine = Annotated[str, typer.Option(help="Who does the cells: here, or ray.")]
-Address = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster, or auto. [default: a Ray started here]")
-]
-GpusPerCell = Annotated[
-    float | None, typer.Option(min=0.01, help="Part of a GPU that a cell gets of Ray. [default: 1]")
-]
-Seed = Annotated[int | None, typer.Option(help="Run with this seed instead of the study's.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only, no progress.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for each finished cell; tracebacks of errors.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything anew, even what is in the store.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder for the page. [default: reports/NAME in the store]")
-]
+OneSeed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random draws.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set training.epochs=3")
 ]
 Size = Annotated[
-    str | None, typer.Option(help="Which of the study file's sizes to run; without it, the file without its sizes.")
+    str | None, typer.Option(help="Which of the study file's sizes to run. [default: the file as it is written]")
 ]
+StudyName = Annotated[str, typer.Argument(help="A built-in study, or a .toml file.")]
+Name = Annotated[
+    str | None,
+    typer.Option(help="Name for the result, for `brittle report`. [default: made of what is done, with a hash]"),
+]
+
+
+def command(group: typer.Typer, *shared: str, name: str | None = None, hidden: bool = False) -> Callable[..., Any]:
+    """Makes a function a command. A parameter that is a dataclass becomes one option for each of its fields.
+
+    Of `Request` these are the fields named in `shared`. What the function returns is the exit code.
+    """
+
+    def register(function: Callable[..., int | None]) -> Callable[..., int | None]:
+        parameters, gathered = [], {}
+        for parameter in inspect.signature(function, eval_str=True).parameters.values():
+            cls = parameter.annotation
+            if not dataclasses.is_dataclass(cls):
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                continue
+            hints = get_type_hints(cls, include_extras=True)
+            own = [each for each in dataclasses.fields(cls) if cls is not Request or each.name in shared]
+            gathered[parameter.name] = cls, [each.name for each in own]
+            for each in own:
+                default = inspect.Parameter.empty if each.default is dataclasses.MISSING else each.default
+                parameters.append(parameter.replace(name=each.name, annotation=hints[each.name], default=default))
+
+        @functools.wraps(function)
+        def run(context: typer.Context, **given: Any) -> int | None:
+            for parameter, (cls, names) in gathered.items():
+                values = {each: given.pop(each) for each in names}
+                given[parameter] = cls(**values, **({"again": context.obj.typed} if cls is Request else {}))
+            context.obj.how = given.get("how", Request())
+            sys.path[:] = [*sys.path, *({os.getcwd()} - set(sys.path))]  # brittle's own script is in another folder
+            try:
+                return function(**given)
+            except SystemExit as error:
+                raise InputError(f"the model's code ended the program with exit code {error.code}") from error
+
+        own_context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        vars(run)["__signature__"] = inspect.Signature([own_context, *parameters])
+        group.command(name, hidden=hidden)(run)
+        return function
+
+    return register
 
 
 def main() -> None:
@@ -82,42 +212,26 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
-        from brittle import __version__
-
-        out.print(__version__)
+        _version()
         raise typer.Exit
 
 
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns a user's mistake into one line and exit code 2, and Ctrl-C into exit code 130."""
+@command(app, name="version", hidden=True)
+def _version() -> None:
+    """Prints the version."""
+    from brittle import __version__
 
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        verbose = bool(kwargs.get("verbose"))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("default", UserWarning)
-                warnings.showwarning = _warn
-                command(*args, **kwargs)
-        except InputError as error:
-            if verbose:
-                traceback.print_exc()
-            err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-            raise typer.Exit(BAD_INPUT) from error
-        except KeyboardInterrupt:
-            err.print("stopped; finished cells are kept, and the same command goes on from there", highlight=False)
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # `brittle ... | head`: nobody is listening any more
-            sys.stderr.close()
-            raise typer.Exit(OK) from None
-
-    return run
+    out.print(__version__, highlight=False)
 
 
-def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+@app.command("help", hidden=True)
+def _help(context: typer.Context) -> None:
+    """Prints what the commands are."""
+    typer.echo(context.parent.get_help() if context.parent else "")
 
 
 # Running: one study, one model, one attack ----------------------------------------------------------------------------
@@ -127,61 +241,50 @@ def _seeded(settings: Sequence[str] | None, seed: int | None) -> list[str]:
     return [*(settings or []), *([] if seed is None else [f"seeds=[{seed}]"])]
 
 
-@app.command()
-@_guarded
-def demo(
-    store: StoreDir = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    seed: Seed = None,
-    fresh: Fresh = False,
-    output: Output = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+@command(app, *TRAIN)
+def demo(*, seed: Seed = None, how: Request) -> None:
     """Trains three networks on handwritten digits, attacks them, and shows a defence that only looks robust."""
     from brittle.study import read
 
-    how = Request(store, None, device, dtype, threads, as_json, quiet, verbose, fresh, output)
     run_study(read("quickstart", _seeded(None, seed)), how)
 
 
-@app.command()
-@_guarded
+@command(app, *TRAIN)
 def train(
+    *,
     data: Annotated[
         str, typer.Option(help="A data set's name, a folder of class folders, or an .npz file.")
     ] = "digits",
-    network: Annotated[str, typer.Option(help="One of brittle's networks, or an import path.")] = "papernot_mnist",
-    temperature: Annotated[float, typer.Option(help="T of the softmax while training.")] = 1.0,
-    teacher: Annotated[str | None, typer.Option(help="Key of a trained cell: learn from its soft labels.")] = None,
+    network: Annotated[str, typer.Option(help="One of brittle's networks, or package.module:callable.")] = (
+        "papernot_mnist"
+    ),
+    temperature: Annotated[float, typer.Option(help="Temperature T of the softmax in training.")] = 1.0,
+    teacher: Annotated[
+        str | None, typer.Option(help="Key of a trained cell, whose soft labels are learned. [default: hard labels]")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    learning_rate: Annotated[float, typer.Option()] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.1,
     learning_rate_decay: Annotated[float, typer.Option(help="Step s has rate / (1 + decay * s).")] = 0.0,
-    momentum: Annotated[float, typer.Option()] = 0.5,
-    nesterov: Annotated[bool, typer.Option("--nesterov")] = False,
+    schedule: Annotated[str, typer.Option(help="constant, or linear: the rate falls to 0 at the end.")] = "constant",
+    warmup: Annotated[float, typer.Option(help="Epochs over which the learning rate rises from 0.")] = 0.0,
+    momentum: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.5,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Use Nesterov's momentum.")] = False,
+    clip_norm: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Largest L2 norm of a gradient; above it, it is scaled. [default: none]"),
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty on weights.")] = 0.0,
-    decay_on: Annotated[str, typer.Option(help="What has that penalty: weights, or those of the output.")] = "weights",
-    name: Annotated[str, typer.Option(help="Under which the result is kept, for `brittle report`.")] = "train",
-    store: StoreDir = None,
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    seed: Annotated[int, typer.Option(help="Of initial weights, order of images and dropout.")] = 0,
-    fresh: Fresh = False,
-    output: Output = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    decay_on: Annotated[str, typer.Option(help="What has that penalty: weights, or output (the last layer's).")] = (
+        "weights"
+    ),
+    name: Name = None,
+    seed: OneSeed = 0,
+    how: Request,
 ) -> None:
     """Trains one network into the store and measures it: a study of one model."""
     from brittle import engine, naming, study
 
-    how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output)
     model: dict[str, Any] = {
         "network": naming.full_path(naming.network(network, trust=True), network, "brittle.networks"),
         "temperature": temperature,
@@ -189,7 +292,10 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "learning_rate_decay": learning_rate_decay,
+        "schedule": schedule,
+        "warmup": warmup,
         "momentum": momentum,
+        **({} if clip_norm is None else {"clip_norm": clip_norm}),
         "nesterov": nesterov,
         "weight_decay": weight_decay,
         "decay_on": decay_on,
@@ -197,211 +303,82 @@ def train(
     models: dict[str, Any] = {"model": model}
     given = {}
     if teacher is not None:
-        opened = how.open_store()
-        given = {"teacher": engine.recall_network(opened, teacher)}
+        store = how.open_store()
+        given = {"teacher": engine.recall_network(store, teacher, trust=how.trust)}
         models = {"teacher": {}, "model": {**model, "teacher": "teacher"}}
-    tables = {"name": name, "title": f"One network on {data}", "data": data, "seeds": [seed], "models": models}
-    run_study(study.check(tables, "train", trust=True), how, lambda _: given)
-    _say_key(how, name)
+    tables = {
+        "name": name or "train",
+        "title": f"One network on {data}",
+        "data": data,
+        "seeds": [seed],
+        "models": models,
+    }
+    words = () if name else ("train", Path(data).stem, network, f"T{temperature:g}")
+    record = run_study(study.check(tables, "train", trust=True), how, lambda *_: given, *words)
+    if not how.silent:
+        key = record["models"][-1]["train"][:12]
+        err.print(f"The network is cell {key}. Next:", highlight=False)
+        trust = () if model["network"].startswith("brittle.") else ("--trust",)
+        for line in (("attack", key, "--attack", "song_2"), ("audit", key), ("explain", key)):
+            err.print(f"  {how.command(*line, *trust)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _say_key(how: Request, name: str) -> None:
-    """Tells how to go on from a trained network."""
-    if not how.quiet and not how.as_json:
-        key = how.open_store().read_study(name)["models"][-1]["train"]
-        err.print(f"The network is cell {key[:12]}; attack it with: brittle attack {key[:12]}", highlight=False)
-
-
-@app.command()
-@_guarded
+@command(app, *RUN)
 def attack(
-    model: Annotated[
-        str, typer.Argument(help="Key of a trained cell (its beginning will do), or a .safetensors file.")
+    *,
+    named: Named,
+    attack: Annotated[
+        list[str], typer.Option("--attack", help="One of brittle's attacks, or package.module:callable; repeat.")
     ],
-    attack: Annotated[list[str], typer.Option("--attack", help="One of brittle's attacks, or an import path; repeat.")],
-    data: Annotated[
-        str, typer.Option(help="A data set's name, a folder of class folders, or an .npz file.")
-    ] = "digits",
-    rows: Annotated[int, typer.Option(min=1, help="Test images to attack.")] = 100,
+    rows: Annotated[int, typer.Option(min=1, help="Number of test images to attack.")] = 100,
     arithmetic: Annotated[str, typer.Option(help="exact, float32 or both; for attacks that read a softmax.")] = "both",
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the attacks: --option max_pixels=50")
     ] = None,
-    network: Annotated[str, typer.Option(help="What the .safetensors file holds the weights of.")] = "papernot_mnist",
-    name: Annotated[str, typer.Option(help="Under which the result is kept, for `brittle report`.")] = "attack",
-    store: StoreDir = None,
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    fresh: Fresh = False,
-    output: Output = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    name: Name = None,
+    how: Request,
 ) -> None:
-    """Attacks one trained network: a study of one model that exists already."""
+    """Attacks one network that exists: a study of one model."""
     from brittle import study
 
-    how = Request(store, data_root, device, "auto", threads, as_json, quiet, verbose, fresh, output)
+    attacks = {re.split("[.:]", path)[-1]: _attack_table(path, arithmetic) for path in attack}
+    place, layout = named.place(how.open_store())
     tables: dict[str, Any] = {
-        "name": name,
-        "title": f"Attacks on {_short(model)}",
-        "data": data,
+        "name": name or "attack",
+        "title": f"Attacks on {named.short}",
+        "data": place,
+        "layout": layout,
         "rows": rows,
         "models": {"model": {}},
-        "attacks": {re.split("[.:]", path)[-1]: _attack_table(path, arithmetic) for path in attack},
+        "attacks": attacks,
     }
     for setting in option or []:
-        for label in tables["attacks"]:
-            study.put(tables, f"attacks.{label}.{setting}", "--option")
-    run_study(study.check(tables, "attack", trust=True), how, _given(model, network, how))
+        for label in attacks:
+            study.put(tables, f"attacks.{label}.{_fraction(setting)}", "--option")
+    words = () if name else ("attack", named.short, Path(place).stem, *attacks)
+    run_study(study.check(tables, "attack", trust=True), how, _given(named, how), *words)
 
 
-def _short(model: str) -> str:
-    """The file's name, or enough of the key."""
-    return Path(model).name if model.endswith(".safetensors") else model[:12]
+def _fraction(setting: str) -> str:
+    """'eps=8/255' as 'eps=0.03137254901960784'."""
+    from brittle.inspecting import number
+
+    key, equals, value = setting.partition("=")
+    return f"{key}={number(value)!r}" if equals and re.fullmatch(r"[\d.]+/[\d.]+", value.strip()) else setting
 
 
-def _given(model: str, network: str, how: Request) -> Given:
-    """The network of a study of one: a trained cell by its key, or a file of weights."""
-    from brittle import cells, engine, naming
-
-    if model.endswith(".safetensors"):
-        path = naming.full_path(naming.network(network, trust=True), network, "brittle.networks")
-        return lambda loaded: {"model": cells.adopted(Path(model), path, {}, loaded)}
-    recalled = engine.recall_network(how.open_store(), model)
-    return lambda _: {"model": recalled}
-
-
-@app.command()
-@_guarded
-def audit(
-    model: Annotated[
-        str,
-        typer.Argument(help="package.module:callable, a .pt2 archive, a trained cell's key, or a file of weights."),
-    ],
-    data: Annotated[str, typer.Option(help="A data set's name, a folder of class folders, or an .npz file.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Of package.module:callable: .safetensors, or a state dict in .pt or .pth.")
-    ] = None,
-    network: Annotated[
-        str | None, typer.Option(help="What a file of weights, given as MODEL, is of: brittle's, or an import path.")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Of each channel, taken from images in [0, 1]: 0.49,0.48,0.45")
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="Of each channel, by which they are then divided.")] = None,
-    norm: Annotated[str, typer.Option(help="Of the changes: linf, l2, l0 or all.")] = "linf",
-    eps: Annotated[
-        float | None, typer.Option(help="The largest change. [default: the field's for such images]")
-    ] = None,
-    rows: Annotated[int, typer.Option(help="Test images to attack.")] = 1000,
-    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="An undefended network of the same shape and training; 'train' trains one, for a cell of the store.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
-    store: StoreDir = None,
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    fresh: Fresh = False,
-    output: Output = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Says whether a model is robust or only looks so, and why.
-
-    Exit code 0: robust; 1: broken or masked; 2: bad input; 3: inconclusive.
-    """
-    from brittle.inspecting import Question, run_audit
-
-    means, stds = _numbers("mean", mean), _numbers("std", std)
-    asked = Question(model, data, weights, network, means, stds, norm, eps, rows, budget, reference, seed)
-    how = Request(store, data_root, device, "auto", threads, as_json, quiet, verbose, fresh, output)
-    if code := run_audit(asked, how):
-        raise typer.Exit(code)
-
-
-@app.command()
-@_guarded
-def explain(
-    model: Annotated[
-        str, typer.Argument(help="Key of a trained cell (its beginning will do), or a .safetensors file.")
-    ],
-    data: Annotated[
-        str, typer.Option(help="A data set's name, a folder of class folders, or an .npz file.")
-    ] = "digits",
-    layers: Annotated[
-        str | None, typer.Option(help="By name, with commas. [default: the activations after convolutions]")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="By name, with commas: those whose units are knocked out. [default: all]")
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Of each split, at most; test images are held out.")] = 100,
-    random: Annotated[int, typer.Option(min=0, help="Draws of units that are knocked out in no order.")] = 3,
-    points: Annotated[int, typer.Option(min=2, help="Of each knockout curve at most, from none gone to all.")] = 32,
-    logits: Annotated[bool, typer.Option("--logits", help="Gradients of the logits, not of the softmax.")] = False,
-    network: Annotated[str, typer.Option(help="What the .safetensors file holds the weights of.")] = "papernot_mnist",
-    name: Annotated[str, typer.Option(help="Under which the result is kept, for `brittle report`.")] = "explain",
-    store: StoreDir = None,
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
-    fresh: Fresh = False,
-    output: Output = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Says which units of a network matter, and what breaks when they go."""
-    from brittle import study
-
-    how = Request(store, data_root, device, "auto", threads, as_json, quiet, verbose, fresh, output)
-    tables: dict[str, Any] = {
-        "name": name,
-        "title": f"The units of {_short(model)}",
-        "data": data,
-        "rows": images,
-        "seeds": [seed],
-        "models": {"model": {}},
-        "units": {
-            "maps": {
-                "layers": _words(layers),
-                "classes": _words(classes),
-                "images": images,
-                "random": random,
-                "points": points,
-                "of": "logits" if logits else "softmax",
-            }
-        },
-    }
-    run_study(study.check(tables, "explain"), how, _given(model, network, how))
-
-
-def _words(text: str | None) -> list[str] | None:
-    """'relu1, relu2' as names."""
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
-    """'0.49, 0.48, 0.45' as numbers."""
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--{name} needs numbers with commas between, such as 0.49,0.48,0.45, got {text!r}") from None
+def _given(named: Named, how: Request) -> Callable[..., Mapping[str, Any]]:
+    """The network of a study of one."""
+    return lambda data, device, store: {"model": as_cell(named, data, device, store, how.trust)}
 
 
 def _attack_table(path: str, arithmetic: str) -> dict[str, Any]:
     """An attack of a study file, as the command line names it."""
     from brittle import naming
+    from brittle.softmax import check_arithmetic
 
+    if arithmetic != "both":
+        check_arithmetic(arithmetic)
     function = naming.attack(path, trust=True)
     table: dict[str, Any] = {"function": naming.full_path(function, path, "brittle.attacks")}
     if naming.takes(function, "arithmetic"):
@@ -409,119 +386,165 @@ def _attack_table(path: str, arithmetic: str) -> dict[str, Any]:
     return table
 
 
+@command(app, *RUN)
+def audit(*, asked: Question, how: Request) -> int:
+    """Says whether a model is robust or only looks so, and why.
+
+    Exit code 0: robust; 1: broken or masked; 2: bad input; 3: inconclusive.
+    """
+    from brittle.inspecting import run_audit
+
+    return run_audit(asked, how)
+
+
+@command(app, *RUN)
+def explain(
+    *,
+    named: Named,
+    layers: Annotated[
+        str | None, typer.Option(help="By name, with commas. [default: the activations after convolutions]")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="By name, with commas: those whose units are knocked out. [default: all]")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images of each split, at most; test images are held out.")] = 100,
+    random: Annotated[int, typer.Option(min=0, help="Number of random knockout orders, as a control.")] = 3,
+    points: Annotated[
+        int, typer.Option(min=2, help="Points of a knockout curve at most, from no unit gone to all.")
+    ] = (32),
+    logits: Annotated[bool, typer.Option("--logits", help="Gradients of the logits, not of the softmax.")] = False,
+    name: Name = None,
+    seed: OneSeed = 0,
+    how: Request,
+) -> None:
+    """Says which units of a network matter, and what breaks when they go."""
+    from brittle import study
+
+    place, layout = named.place(how.open_store())
+    units = {"layers": _words(layers), "classes": _words(classes), "images": images, "random": random, "points": points}
+    tables: dict[str, Any] = {
+        "name": name or "explain",
+        "title": f"The units of {named.short}",
+        "data": place,
+        "layout": layout,
+        "rows": images,
+        "seeds": [seed],
+        "models": {"model": {}},
+        "units": {"maps": {**units, "of": "logits" if logits else "softmax"}},
+    }
+    words = () if name else ("explain", named.short, Path(place).stem)
+    run_study(study.check(tables, "explain", trust=True), how, _given(named, how), *words)
+
+
+def _words(text: str | None) -> list[str] | None:
+    """'relu1, relu2' as names."""
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
 # Studies ------------------------------------------------------------------------------------------------------------
 
 
-@study_app.command("list")
-@_guarded
-def study_list(store: StoreDir = None, as_json: AsJson = False) -> None:
+@command(study_app, "store", "as_json", name="list")
+def study_list(*, how: Request) -> None:
     """The studies that come with brittle, and those that the store holds."""
-    from brittle.store import Store
     from brittle.study import built_in
 
-    titles = {name: tomllib.loads(text)["title"] for name, text in built_in().items()}
-    kept = Store(store).studies()
-    if as_json:
-        out.print_json(json.dumps({"built_in": titles, "in_store": kept}))
+    store = how.open_store()
+    rows: dict[str, dict[str, Any]] = {}
+    for name, text in built_in().items():
+        tables = tomllib.loads(text)
+        rows[name] = {"title": tables["title"], "sizes": list(tables.get("sizes", ())), "stored": None}
+    for name in store.studies():
+        record = store.read_study(name)
+        row = rows.setdefault(name, {"sizes": []})
+        rows[name] = row | {"title": str(record.get("title", "")), "stored": _progress(store, record)}
+    if how.as_json:
+        out.print_json(json.dumps(rows))
         return
-    shown = Table("study", "title", "in the store", box=None, header_style="bold")
-    for name in sorted({*titles, *kept}):
-        shown.add_row(escape(name), escape(titles.get(name, "")), "yes" if name in kept else "")
+    shown = Table("study", "title", "sizes", "in the store", box=None, header_style="bold")
+    shown.columns[0].overflow = "fold"
+    for name, row in sorted(rows.items()):
+        shown.add_row(escape(name), escape(row["title"]), escape(", ".join(row["sizes"])), row["stored"] or "")
     out.print(shown)
 
 
-@study_app.command("show")
-@_guarded
-def study_show(name: str, settings: Settings = None, size: Size = None) -> None:
+def _progress(store: Store, record: Mapping[str, Any]) -> str:
+    """How many of a study's cells are stored, and whether one of the others is being computed."""
+    keys = set(re.findall(r'"([0-9a-f]{32})"', json.dumps([record.get("rows"), record.get("models")])))
+    left = keys - set(store.keys())
+    running = ", running" if any(store.is_locked(key) for key in left) else ""
+    return f"{len(keys) - len(left)} of {len(keys)} cells{running}"
+
+
+def _study(name: str, settings: Sequence[str], size: str | None, how: Request) -> Study:
+    """A study by its name or file; of one that is only kept in the store, an error that says what made it."""
+    from brittle.study import built_in, read
+
+    store = how.open_store()
+    if name in store.studies() and name not in built_in() and not name.endswith(".toml"):
+        again = store.read_study(name).get("again")
+        made = f"{again!r} makes it again, " if again else ""
+        raise InputError(f"{name} is a result in the store: {made}'brittle report {name}' shows it")
+    return read(name, settings, size, trust=how.trust)
+
+
+@command(study_app, "store", "verbose", name="show")
+def study_show(name: StudyName, *, settings: Settings = None, size: Size = None, how: Request) -> None:
     """Prints a study as it would be run, settings applied, as JSON."""
-    from brittle.study import as_run, read
+    from brittle.study import as_run
 
-    out.print_json(json.dumps(as_run(read(name, settings or [], size))))
+    out.print_json(json.dumps(as_run(_study(name, settings or [], size, how))))
 
 
-@study_app.command("run")
-@_guarded
+@command(study_app, *TRAIN, *SHARED, name="run")
 def study_run(
-    name: Annotated[str, typer.Argument(help="A built-in study, or a .toml file.")],
+    name: StudyName,
+    *,
     size: Size = None,
     settings: Settings = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and what it costs, and do nothing.")
     ] = False,
-    store: StoreDir = None,
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    workers: Workers = None,
-    engine: Engine = "here",
-    address: Address = None,
-    gpus_per_cell: GpusPerCell = None,
     seed: Seed = None,
-    fresh: Fresh = False,
-    output: Output = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    how: Request,
 ) -> None:
     """Runs a study, or what is left of it, and writes its page."""
-    from brittle.study import read
-
-    shared = {"workers": workers, "engine": engine, "address": address, "gpus_per_cell": gpus_per_cell}
-    how = Request(store, data_root, device, dtype, threads, as_json, quiet, verbose, fresh, output, **shared)
-    study = read(name, _seeded(settings, seed), size)
+    study = _study(name, _seeded(settings, seed), size, how)
     if dry_run:
         foresee(study, how)
     else:
         run_study(study, how)
 
 
-@study_app.command("status")
-@_guarded
+@command(study_app, "store", "data_root", "device", "dtype", "as_json", "verbose", name="status")
 def study_status(
-    name: Annotated[str, typer.Argument(help="A built-in study, or a .toml file.")],
-    size: Size = None,
-    settings: Settings = None,
-    store: StoreDir = None,
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    seed: Seed = None,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
+    name: StudyName, *, size: Size = None, settings: Settings = None, seed: Seed = None, how: Request
 ) -> None:
     """How much of a study is in the store."""
-    from brittle.study import read
-
-    how = Request(store, data_root, device, dtype, as_json=as_json, verbose=verbose)
-    show_cells(read(name, _seeded(settings, seed), size), how, every=verbose)
+    show_cells(_study(name, _seeded(settings, seed), size, how), how)
 
 
-@app.command()
-@_guarded
+@command(app, "store", "output", "as_json", "verbose")
 def report(
     name: Annotated[str, typer.Argument(help="A study in the store; `brittle study list` names them.")],
-    store: StoreDir = None,
-    output: Output = None,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
+    *,
+    how: Request,
 ) -> None:
     """Prints a study's table and writes its page anew, from the store alone."""
-    how = Request(store, as_json=as_json, verbose=verbose, output=output)
+    how.try_output()
     report_study(how.open_store(), name, how)
 
 
 # Data ---------------------------------------------------------------------------------------------------------------
 
 
-@data_app.command("list")
-@_guarded
-def data_list(data_root: DataRoot = None, as_json: AsJson = False) -> None:
+@command(data_app, "data_root", "as_json", name="list")
+def data_list(*, how: Request) -> None:
     """The data sets that brittle knows, and where each one is."""
     from brittle import data
 
-    found = {name: data.status(name, data_root) for name in data.names()}
-    if as_json:
+    found = {name: data.status(name, how.data_root) for name in data.names()}
+    if how.as_json:
         out.print_json(json.dumps(found))
         return
     shown = Table("data set", "where", box=None, header_style="bold")
@@ -530,90 +553,110 @@ def data_list(data_root: DataRoot = None, as_json: AsJson = False) -> None:
     out.print(shown)
 
 
-@data_app.command("fetch")
-@_guarded
-def data_fetch(name: str, data_root: DataRoot = None, quiet: Quiet = False, verbose: Verbose = False) -> None:
+@command(data_app, "data_root", "quiet", "verbose", name="fetch")
+def data_fetch(name: str, *, how: Request) -> None:
     """Downloads a data set, every file checked."""
     from brittle import data
 
-    with Bars(quiet=quiet, verbose=verbose) as bars:
-        folder = data.fetch(name, data_root, bars.work(f"download {name}"))
+    with Bars(quiet=how.quiet, verbose=how.verbose) as bars:
+        folder = data.fetch(name, how.data_root, bars.work(f"download {name}"))
     out.print(f"{name} is in {folder}", highlight=False, soft_wrap=True)
 
 
-@data_app.command("check")
-@_guarded
-def data_check(name: str, data_root: DataRoot = None, as_json: AsJson = False) -> None:
+@command(data_app, "data_root", "as_json", name="check")
+def data_check(name: str, *, how: Request) -> int:
     """Reads every file of a data set and says whether it is as it should be; exit code 2 if one is not."""
     from brittle import data
 
-    checks = data.check(name, data_root)
-    if as_json:
+    checks = data.check(name, how.data_root)
+    if how.as_json:
         out.print_json(json.dumps([{"file": str(c.path), "ok": c.ok, "note": c.note} for c in checks]))
+    elif not checks:
+        out.print(f"{name} is built in: there is nothing to check", highlight=False)
     else:
         for check in checks:
             mark = "[green]good[/]" if check.ok else "[red]bad[/] "
             out.print(f"{mark}  {escape(str(check.path))}: {escape(check.note)}", highlight=False, soft_wrap=True)
-    if not checks:
-        out.print(f"{name} is built in: there is nothing to check", highlight=False)
-    if not all(check.ok for check in checks):
-        raise typer.Exit(BAD_INPUT)
+    return OK if all(check.ok for check in checks) else BAD_INPUT
 
 
 # Store --------------------------------------------------------------------------------------------------------------
 
 
-@store_app.command("list")
-@_guarded
-def store_list(store: StoreDir = None, as_json: AsJson = False) -> None:
-    """The finished cells, and how long each one took."""
-    opened = Request(store).open_store()
+@command(store_app, "store", "as_json", name="list")
+def store_list(*, how: Request) -> None:
+    """The finished cells: what each one is, and of a network what tells it from others."""
+    store = how.open_store()
+    keys = store.keys()
+    records = {key: cell.record for key in keys if (cell := store.get(key))}
     rows = []
-    keys = opened.keys()
     for key in keys:
-        stored = opened.get(key)
-        title = stored.title if stored else f"damaged: {opened.damage(key)}"
-        seconds = stored.seconds if stored else None
-        rows.append({"key": key, "title": title, "seconds": seconds})
-    if as_json:
+        if key not in records:
+            rows.append({"key": key, "title": f"damaged: {store.damage(key)}"})
+            continue
+        made = records[key].get("provenance", {})
+        told = {"key": key, "title": records[key].get("title", "a cell without a title")}
+        rows.append(told | _network(key, records) | {"date": made.get("started"), "seconds": made.get("seconds")})
+    if how.as_json:
         out.print_json(json.dumps(rows))
         return
-    shown = Table("cell", "what", "seconds", box=None, header_style="bold")
-    shown.columns[2].justify = "right"
+    shown = Table("cell", "what", "date", "seconds", box=None, header_style="bold")
+    shown.columns[3].justify = "right"
     for row in rows:
-        shown.add_row(row["key"][:12], escape(row["title"]), "" if row["seconds"] is None else f"{row['seconds']:.1f}")
+        what = [
+            row["title"],
+            *(f"{name} {row[name]}" for name in ("network", "data", "T", "accuracy") if row.get(name)),
+        ]
+        seconds = "" if row.get("seconds") is None else f"{row['seconds']:.1f}"
+        shown.add_row(row["key"][:12], escape(", ".join(what)), (row.get("date") or "")[:16], seconds)
     out.print(shown)
-    out.print(f"{len(rows)} cells, {opened.size() / 1e6:.1f} MB in {opened.root}", highlight=False, soft_wrap=True)
+    out.print(f"{len(rows)} cells, {store.size() / 1e6:.1f} MB in {store.root}", highlight=False, soft_wrap=True)
 
 
-@store_app.command("verify")
-@_guarded
-def store_verify(store: StoreDir = None) -> None:
+def _network(key: str, records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of a network's cell: its architecture, data, temperature and accuracy, as far as the store says so."""
+    record = records[key]
+    if record.get("function") not in ("train", "adopt"):
+        return {}
+    measured = [r for r in records.values() if r.get("function") == "measure" and r["parents"].get("model") == key]
+    digest = record.get("data") or next((r["data"] for r in measured), "")
+    data = [r["scalars"]["data"] for r in records.values() if r.get("function") == "select" and r["data"] == digest]
+    found = {"network": record["params"]["network"].removeprefix("brittle.networks.")}
+    found |= {"data": data[0]} if data else {}
+    found |= {"T": f"{record['params']['temperature']:g}"} if "temperature" in record["params"] else {}
+    for right in (cell["scalars"]["accuracy"] for cell in measured[:1]):
+        found["accuracy"] = f"{100 * right['count'] / right['total']:.1f} %"
+    return found
+
+
+@command(store_app, "store", name="verify")
+def store_verify(*, how: Request) -> int:
     """Hashes every file of every cell again; exit code 1 if one is damaged."""
-    opened = Request(store).open_store()
     whole, damaged = 0, []
-    for key, sentence in opened.verify():
+    for key, sentence in how.open_store().verify():
         if sentence is None:
             whole += 1
         else:
             damaged.append(key)
             out.print(f"[red]damaged[/] {key[:12]}: {escape(sentence)}", highlight=False)
-    out.print(f"{whole} cells are whole, {len(damaged)} damaged; a damaged cell is done again when it is needed")
-    if damaged:
-        raise typer.Exit(1)
+    out.print(f"{whole} cells are whole, {len(damaged)} damaged; a damaged cell is computed again when it is needed")
+    return DAMAGED if damaged else OK
 
 
-@store_app.command("clean")
-@_guarded
+@command(store_app, "store", name="clean")
 def store_clean(
-    store: StoreDir = None,
-    everything: Annotated[bool, typer.Option("--everything", help="All cells and studies too.")] = False,
+    *,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Checkpoints of interrupted work too, which then starts anew.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--everything", help="All cells, checkpoints and studies too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    how: Request,
 ) -> None:
-    """Removes damaged cells and what killed processes left; with --everything, all cells."""
-    opened = Request(store).open_store()
+    """Removes damaged cells and the half-written files of killed processes."""
+    store = how.open_store()
     if everything and not yes:
-        typer.confirm(f"Remove all {len(opened.keys())} cells in {opened.root}?", abort=True)
-    removed = {what: count for what, count in asdict(opened.clean(everything=everything)).items() if what != "bytes"}
-    counted = ", ".join(f"{count} {what}" for what, count in removed.items() if count)
+        typer.confirm(f"Remove all {len(store.keys())} cells in {store.root}?", abort=True)
+    removed = asdict(store.clean(everything=everything, unfinished=unfinished))
+    counted = ", ".join(f"{count} {what}" for what, count in removed.items() if count and what != "bytes")
     out.print(f"removed {counted or 'nothing'}", highlight=False)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 if TYPE_CHECKING:
     from brittle.cells import Cell
@@ -19,9 +22,34 @@ if TYPE_CHECKING:
 
 SOON = 2.0  # s: nothing is silent for longer
 SELDOM = 60.0  # s between lines on one piece of work, at most
+_HIDDEN = [code for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"]
+_VISIBLE = dict.fromkeys(_HIDDEN, "\N{REPLACEMENT CHARACTER}")
 
-out = Console()  # results: what a pipe should get
-err = Console(stderr=True)  # everything else
+
+class Terminal(Console):
+    """A console that shows control characters instead of sending them, and outlives a reader that goes away."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich has it; a file name that holds an escape sequence must not reach the terminal as one."""
+        return super().render_str(text.translate(_VISIBLE), **options)
+
+    def on_broken_pipe(self) -> None:
+        """`brittle ... | head`: what is printed from here on is dropped, and the exit code stays what it is."""
+        let_go()
+
+
+def shown(text: str) -> str:
+    """A user's text as rich's markup: nothing in it is markup, or a control character."""
+    return escape(text.translate(_VISIBLE))
+
+
+def let_go() -> None:
+    """Drops whatever is still to be written to standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+out = Terminal()  # results: what a pipe should get
+err = Terminal(stderr=True)  # everything else
 
 
 class Bars:
@@ -77,7 +105,7 @@ class Bars:
         """A cell's work begins, or begins anew."""
         self._hide_work()
         self._ended(cell)
-        self._cells[cell.key] = self._bars.add_task(escape(cell.title), total=None, note="")
+        self._cells[cell.key] = self._bars.add_task(shown(cell.title), total=None, note="")
         self._tell()
         expected = self._left.get(cell.key, 0.0) * self._pace.factor
         if expected >= SOON:
@@ -86,7 +114,7 @@ class Bars:
 
     def step(self, cell: Cell, done: int, total: int, note: str = "") -> None:
         """A cell has come this far."""
-        self._bars.update(self._cells[cell.key], completed=done, total=total, note=escape(note))
+        self._bars.update(self._cells[cell.key], completed=done, total=total, note=shown(note))
         self._now_and_then(cell.key, cell.title, done, total, note)
 
     def end(self, cell: Cell, cached: bool, seconds: float = 0.0) -> None:
@@ -118,11 +146,11 @@ class Bars:
     def work(self, title: str) -> Progress:
         """A bar for work that is no cell, such as a download."""
         self._hide_work()
-        bar = self._work = self._bars.add_task(escape(title), total=None, note="")
+        bar = self._work = self._bars.add_task(shown(title), total=None, note="")
         self._spoke[title] = (time.monotonic(), SOON)
 
         def step(done: int, total: int, note: str = "") -> None:
-            self._bars.update(bar, completed=done, total=total, note=escape(note))
+            self._bars.update(bar, completed=done, total=total, note=shown(note))
             self._now_and_then(title, title, done, total, note)
 
         return step

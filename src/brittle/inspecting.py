@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
 from rich.markup import escape
 
 from brittle.console import Bars, err, out
 from brittle.errors import InputError, unknown
-from brittle.running import Request
+from brittle.running import Named, Request, file_name, warn_of_other_data
 
 if TYPE_CHECKING:
     import torch
@@ -31,31 +31,49 @@ TRAIN = "train"  # in place of a reference: make one
 ROBUST, BROKEN, INCONCLUSIVE = 0, 1, 3  # exit codes
 
 
+def number(text: str) -> float:
+    """'0.03' or '8/255' as a number."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"a number such as 0.03 or 8/255 was expected, got {text!r}") from None
+
+
 @dataclass(frozen=True)
-class Question:
-    """What is to be audited, and how.
+class Question(Named):
+    """What is to be audited, and how; see `brittle.audit`."""
 
-    Attributes:
-        model, weights, network, mean, std: see `brittle.opening.open_model`.
-        data: see `brittle.data.load`.
-        norm: 'linf', 'l2', 'l0' or 'all'.
-        eps, rows, budget, seed: see `brittle.audit`.
-        reference: an undefended network, as `model` names one; `network`, `mean` and `std` hold for it too. 'train'
-            trains one, where `model` is a cell; when not given, that is taken if it is in the store.
-    """
+    mean: Annotated[
+        str | None, typer.Option(help="Per-channel mean that is subtracted from images in [0, 1]: 0.49,0.48,0.45")
+    ] = None
+    std: Annotated[str | None, typer.Option(help="Per-channel standard deviation by which they are then divided.")] = (
+        None
+    )
+    norm: Annotated[str, typer.Option(help="Norm of the perturbation: linf, l2, l0 or all.")] = "linf"
+    eps: Annotated[
+        float | None,
+        typer.Option(
+            parser=number,
+            metavar="NUMBER",
+            help="Largest perturbation: 0.03 or 8/255. [default: the usual one for such images]",
+        ),
+    ] = None
+    rows: Annotated[int, typer.Option(help="Number of test images to attack.")] = 1000
+    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard"
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="An undefended network of the same shape and training; 'train' trains one, for a cell of the store. "
+            "[default: that one, if it is in the store]",
+        ),
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random draws.")] = 0
 
-    model: str
-    data: str
-    weights: Path | None = None
-    network: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    norm: str = "linf"
-    eps: float | None = None
-    rows: int = 1000
-    budget: str = "standard"
-    reference: str | None = None
-    seed: int = 0
+    def scaled(self) -> dict[str, tuple[float, ...] | None]:
+        """`mean` and `std` as numbers."""
+        return {name: _numbers(name, getattr(self, name)) for name in ("mean", "std")}
 
     def norms(self) -> tuple[Norm, ...]:
         """Those to audit, in their order.
@@ -68,16 +86,18 @@ class Question:
             raise unknown("norm", self.norm, (*NORMS, "all"))
         if self.norm == "all" and self.eps is not None:
             raise InputError(f"--eps goes with one norm, as each has its own unit; got {self.eps:g} for all")
+        if self.eps is not None and self.norm == "linf" and self.eps > 1:
+            hint = f"; did you mean {self.eps:g}/255?" if self.eps <= 255 else ""
+            raise InputError(f"eps must be at most 1 in L-infinity, as images are in [0, 1], got {self.eps:g}{hint}")
         return tuple(wanted)
 
-    def command(self) -> str:
-        """The command line that asks the same."""
-        words = ["brittle", "audit", self.model, "--data", self.data]
-        for name in ("weights", "network", "mean", "std", "norm", "eps", "rows", "budget", "reference", "seed"):
-            value = getattr(self, name)
-            if value is not None:
-                words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-        return shlex.join(words)
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    """'0.49, 0.48, 0.45' as numbers."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--{name} needs numbers with commas between, such as 0.49,0.48,0.45, got {text!r}") from None
 
 
 def run_audit(asked: Question, how: Request) -> int:
@@ -89,23 +109,29 @@ def run_audit(asked: Question, how: Request) -> int:
         InputError: if the model, the data or an option is not as expected.
     """
     from brittle.audit_cells import record_of
+    from brittle.data import load
     from brittle.report import audit as report
 
     store = how.open_store()
     asked_norms = asked.norms()
-    with Bars(quiet=how.quiet or how.as_json, verbose=how.verbose) as bars:
+    how.try_output()
+    with Bars(quiet=how.silent, verbose=how.verbose) as bars:
         device = how.torch_device()
-        data = _data(asked, how, bars)
-        twin = _trained_twin(asked, data, device, store, bars) if asked.reference in (None, TRAIN) else None
+        place, layout = asked.place(store)
+        data = load(place, how.data_root, layout=layout, progress=bars.work(f"data {place}"))
+        asked = replace(asked, data=place)
+        warn_of_other_data(asked, data, store)
+        twin = _trained_twin(asked, how, data, device, store, bars) if asked.reference in (None, TRAIN) else None
         if twin is not None:
             asked = replace(asked, reference=twin.key)
-        model, reference = _models(asked, data, device, store)
-        cells = [_cell(asked, norm, model, reference, data, device, store) for norm in asked_norms]
+        model, reference = _models(asked, how, data, device, store)
+        cells = [_cell(asked, how, norm, model, reference, data, device, store) for norm in asked_norms]
         found = [_audited(cell, model, reference, data, device, how, bars) for cell in cells]
-    audits, about = [record_of(one) for one in found], _about(asked, found, model, data)
+    audits, about = [record_of(one) for one in found], _about(asked, how, found, model, data)
     kind = report.worst(audits)["verdict"]["kind"]
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(asked.model).name)
-    page = report.write_audit(audits, about, how.output or store.root / "reports" / f"audit-{name}")
+    eps = f"{audits[0]['eps']:.3g}" if len(audits) == 1 else ""
+    name = file_name(["audit", asked.short, Path(place).stem, asked.norm, eps], (cell.key for cell in cells))
+    page = report.write_audit(audits, about, how.output or store.root / "reports" / name)
     if how.as_json:
         out.print_json(report.as_json(audits, about))
     else:
@@ -114,18 +140,14 @@ def run_audit(asked: Question, how: Request) -> int:
     return {"robust": ROBUST, "inconclusive": INCONCLUSIVE}.get(kind, BROKEN)
 
 
-def _data(asked: Question, how: Request, bars: Bars) -> Data:
-    from brittle import data
-
-    return data.load(asked.data, how.data_root, progress=bars.work(f"data {asked.data}"))
-
-
-def _models(asked: Question, data: Data, device: torch.device, store: Store) -> tuple[nn.Module, nn.Module | None]:
+def _models(
+    asked: Question, how: Request, data: Data, device: torch.device, store: Store
+) -> tuple[nn.Module, nn.Module | None]:
     """The model and the undefended one, where there is one."""
     from brittle.opening import WEIGHTS, open_model
 
-    shared: dict[str, Any] = {"data": data, "device": device, "store": store}
-    scaled = {"mean": asked.mean, "std": asked.std}
+    shared: dict[str, Any] = {"data": data, "device": device, "store": store, "trust": how.trust}
+    scaled = asked.scaled()
     model = open_model(asked.model, weights=asked.weights, network=asked.network, **scaled, **shared)
     if asked.reference is None:
         return model, None
@@ -139,6 +161,7 @@ def _models(asked: Question, data: Data, device: torch.device, store: Store) -> 
 
 def _cell(
     asked: Question,
+    how: Request,
     norm: Norm,
     model: nn.Module,
     reference: nn.Module | None,
@@ -152,7 +175,7 @@ def _cell(
 
     params = {"norm": norm, **{name: getattr(asked, name) for name in ("eps", "rows", "budget", "seed")}}
     title = f"audit of {asked.model} on {data.name}, {WORDS[norm]}"
-    parents = _parents(asked, store)
+    parents = _parents(asked, how, store)
     if not parents:
         shape = data.image_shape
         params["model"] = opening.digest(model, asked.model, shape)
@@ -160,7 +183,7 @@ def _cell(
     return Cell(title, "audit", params, parents, digest=data.digest, environment={"device": device.type})
 
 
-def _parents(asked: Question, store: Store) -> dict[str, Cell]:
+def _parents(asked: Question, how: Request, store: Store) -> dict[str, Cell]:
     """The cells that are audited, where all are cells and are audited as they are; else none."""
     from brittle import engine
     from brittle.opening import KEY
@@ -169,7 +192,7 @@ def _parents(asked: Question, store: Store) -> dict[str, Cell]:
     if asked.mean or asked.std or not all(re.fullmatch(KEY, text) for text in named.values()):
         return {}
     try:
-        return {role: engine.recall(store, store.find(text)) for role, text in named.items()}
+        return {role: engine.recall(store, store.find(text), trust=how.trust) for role, text in named.items()}
     except InputError:  # of another version of brittle
         return {}
 
@@ -200,7 +223,7 @@ def _audited(
         made = store.get(cell.key) or working.keep(
             cell, store, device, lambda: Outcome(*audited(model, reference, data, cell.params, folder, told))
         )
-    if not (how.quiet or how.as_json):
+    if not how.silent:
         seconds = made.record["provenance"]["seconds"]
         err.print(f"[dim]{words}: audited in {seconds:.1f} s[/]", highlight=False)
     return made
@@ -208,7 +231,7 @@ def _audited(
 
 def _told(step: Progress, how: Request) -> Progress:
     """The bar; with --verbose also a line for each thing tried, with the share of images still right."""
-    if not how.verbose or how.quiet or how.as_json:
+    if not how.verbose or how.silent:
         return step
 
     def tell(done: int, total: int, note: str = "") -> None:
@@ -221,33 +244,36 @@ def _told(step: Progress, how: Request) -> Progress:
 # An undefended network ----------------------------------------------------------------------------------------------
 
 
-def _plain_twin(asked: Question, store: Store) -> Cell | None:
+def _plain_twin(asked: Question, how: Request, store: Store) -> Cell | None:
     """Of a cell that was trained at another temperature, or from soft labels: the same, trained plainly; else None.
 
     The same network, settings and first weights, at T = 1 on the labels of the data.
     """
     from brittle import engine
-    from brittle.opening import KEY
 
-    if not re.fullmatch(KEY, asked.model) or asked.mean or asked.std:
+    if not asked.is_key or asked.mean or asked.std:
         return None
-    cell = engine.recall(store, store.find(asked.model))
+    cell = engine.recall(store, store.find(asked.model), trust=how.trust)
     first = cell
     while "labels" in first.parents:
         first = first.parents["labels"].parents["teacher"]
     if cell.function != "train" or (cell.params["temperature"] == 1 and first is cell):
         return None
     params = {**cell.params, "temperature": 1.0, "seed": first.params["seed"]}
-    return replace(cell, title=f"train the plain twin of {cell.key[:8]}", params=params, parents={}, place=asked.data)
+    return replace(
+        cell, title=f"train the plain twin of {cell.key[:8]}", params=params, parents={}, place=asked.data or ""
+    )
 
 
-def _trained_twin(asked: Question, data: Data, device: torch.device, store: Store, bars: Bars) -> Cell | None:
+def _trained_twin(
+    asked: Question, how: Request, data: Data, device: torch.device, store: Store, bars: Bars
+) -> Cell | None:
     """The plain twin, where it is in the store; with `--reference train` it is brought there."""
     from brittle import engine
     from brittle.working import Worker
 
     try:
-        twin = _plain_twin(asked, store)
+        twin = _plain_twin(asked, how, store)
     except InputError:  # of a cell that is not there, `open_model` says so
         twin = None
     if asked.reference == TRAIN:
@@ -269,7 +295,7 @@ def _trained_twin(asked: Question, data: Data, device: torch.device, store: Stor
 # What was done ------------------------------------------------------------------------------------------------------
 
 
-def _about(asked: Question, found: Sequence[Stored], model: nn.Module, data: Data) -> dict[str, Any]:
+def _about(asked: Question, how: Request, found: Sequence[Stored], model: nn.Module, data: Data) -> dict[str, Any]:
     """What was audited and how, for the page and the JSON."""
     from brittle import opening
 
@@ -294,5 +320,5 @@ def _about(asked: Question, found: Sequence[Stored], model: nn.Module, data: Dat
         "classes": list(data.classes),
         "rows": rows,
         "facts": [list(fact) for fact in facts],
-        "again": asked.command(),
+        "again": how.again,
     }

@@ -253,6 +253,14 @@ class Store:
         with disk.writing(self.root / "work"):
             disk.erase(self.root / "work" / key)
 
+    def is_locked(self, key: str) -> bool:
+        """Whether a process holds a cell, that is, computes it. Writes nothing where nobody ever did."""
+        _check_key(key)
+        if not self._lock_file(key).exists():
+            return False
+        with self._free(key) as free:
+            return not free
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keeps `clean` from removing everything while a command runs; waits for one that is at it."""

@@ -1,0 +1,5 @@
+"""`python -m brittle`."""
+
+from brittle.cli import main
+
+main()
