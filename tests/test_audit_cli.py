@@ -23,6 +23,7 @@ from brittle.cli import app
 from brittle.inspecting import Question, number
 from brittle.networks import build
 from brittle.plan import expand
+from brittle.running import Request
 from brittle.store import Store
 from brittle.working import Worker
 
@@ -430,7 +431,7 @@ def test_an_audit_of_cells_has_the_key_that_a_study_gives_it(tmp_path):
 
     def key(norm, **more):
         asked = Question(tempered["train"][:12], "digits", **more)
-        return inspecting._cell(asked, norm, torch.nn.Linear(1, 1), None, data, cpu, store).key
+        return inspecting._cell(asked, Request(), norm, torch.nn.Linear(1, 1), None, data, cpu, store).key
 
     assert key("linf", rows=30, budget="quick") == alone
     assert key("l2", eps=1.0, reference=plain["train"]) == beside

@@ -12,6 +12,7 @@ from brittle import cells, naming
 from brittle.errors import InputError
 from brittle.networks import build, frozen, mlp
 from brittle.opening import Normalised, digest, open_model
+from brittle.progress import silent
 from brittle.store import Store
 from brittle.working import Worker
 
@@ -367,7 +368,7 @@ def test_weights_of_another_kind_are_said(opened, tmp_path):
         ({1: weight}, "must hold tensors by name, got the name 1, a int"),
         ({"1.weight": weight.long(), "1.bias": bias}, "1.weight is int64, expected floating-point"),
         ({"1.weight": weight.bool(), "1.bias": bias}, "1.weight is bool, expected floating-point"),
-        ({"1.weight": weight.cfloat(), "1.bias": bias}, "1.weight is complex64, expected floating-point"),
+        ({"1.weight": weight.to(torch.complex64), "1.bias": bias}, "1.weight is complex64, expected floating-point"),
         ({"1.weight": weight.to_sparse(), "1.bias": bias}, "1.weight is sparse, expected floating-point"),
         ({"1.weight": weight.to("meta"), "1.bias": bias}, "1.weight is without values, expected floating-point"),
     )
@@ -389,7 +390,7 @@ def test_adopted_weights_that_changed_since_the_plan_are_refused(digits, tmp_pat
     cell = cells.adopted(path, "brittle.networks.mlp", {}, digits)
     worker = Worker(Store(tmp_path / "store"), lambda _: digits, CPU)
     save_file(build(mlp, seed=1, channels=1, classes=10, size=28).state_dict(), path)
-    end = worker.do(cell, lambda *_: None)
+    end = worker.do(cell, silent)
     assert end.how == "failed"
     assert f"weights {path} have changed since they were first read" in end.why
-    assert worker.do(cells.adopted(path, "brittle.networks.mlp", {}, digits), lambda *_: None).how == "done"
+    assert worker.do(cells.adopted(path, "brittle.networks.mlp", {}, digits), silent).how == "done"
