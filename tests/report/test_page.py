@@ -229,8 +229,10 @@ def test_a_network_that_has_not_learned_is_named_at_the_top_and_in_its_row(build
     measured = of.models[1].measured
     assert measured is not None
     dead = replace(of.models[1], measured=replace(measured, accuracy=measures.Share(4, 12)))  # three classes
-    text = words(Outline(html(replace(of, models=(of.models[0], dead)))))
-    assert f"{HOSTILE} has not learned: its test accuracy is 33.3 %" in text
+    page = html(replace(of, models=(of.models[0], dead)))
+    text = words(Outline(page))
+    assert re.search(r'role="note">\s*<p>&lt;script&gt;alert\(1\)&lt;/script&gt; has not learned', page)
+    assert text.count(f"{HOSTILE} has not learned: its test accuracy is 33.3 %") == 1
     assert f"{HOSTILE} has not learned 33 % accuracy" in text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import brittle.attacks
-from brittle.measures import Flips, Share, why_not_learned
+from brittle.measures import Flips, Share
 from brittle.report import audited, lineage, results, sizes, unit_page
 from brittle.report.audit import WORDS
 from brittle.report.contents import BOTH, Attack, Found, Model, Report
@@ -18,7 +18,7 @@ from brittle.report.lineage import Group, groups
 from brittle.report.pictures import scientific, shown_models
 from brittle.report.samples import samples
 from brittle.report.sizes import NORMS
-from brittle.report.verdicts import bounds, higher, joined, percent, stated, verdict_sentences
+from brittle.report.verdicts import begun, bounds, higher, joined, not_learned, percent, stated, verdict_sentences
 from brittle.report.writing import templates, write_all
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def html(report: Report) -> str:
         report=report,
         heading=_heading(report),
         network=_one_network(report),
-        unlearned=_unlearned(report),
+        unlearned=not_learned(report),
         signs=_SIGNS,
         verdicts=_sentences(report),
         hot=any(model.temperature != 1 for model in report.models),
@@ -126,18 +126,10 @@ def _one_network(report: Report) -> dict[str, Any] | None:
 
 
 def _sentences(report: Report) -> list[str]:
-    """What the numbers say; a network that is alone need not be named."""
-    alone = f"{report.models[0].label}: " if len(report.models) == 1 else ""
-    return [one.removeprefix(alone).replace(" %", "\N{NO-BREAK SPACE}%") for one in verdict_sentences(report)]
-
-
-def _unlearned(report: Report) -> dict[str, str]:
-    """Why each network that has not learned has not, by title."""
-    return {
-        model.title: why_not_learned(model.measured.accuracy, model.measured.labels)
-        for model in report.models
-        if model.learned is False and model.measured
-    }
+    """What the numbers say beside the notices; a network that is alone need not be named."""
+    alone = f"{begun(report.models[0].label)}: " if len(report.models) == 1 else ""
+    said = [one for one in verdict_sentences(report) if one not in not_learned(report)]
+    return [one.removeprefix(alone).replace(" %", "\N{NO-BREAK SPACE}%") for one in said]
 
 
 def _compared(report: Report) -> bool:
