@@ -70,6 +70,7 @@ FLOORS = [
     "running",
     "inspecting",
     "cli",
+    "__main__",
 ]
 MAY_ATTACKS = {"errors", "progress", "networks", "softmax", "attacks"}
 MAY_REPORT = {"errors", "store", "cells", "measures", "attacks", "softmax", "report"}
