@@ -75,6 +75,7 @@ FLOORS = [
     "running",
     "inspecting",
     "cli",
+    "__main__",
 ]
 UPWARDS = {"auditing": {"report.audit"}}  # inside methods alone: a result that can write its own page
 MAY_ATTACKS = {"errors", "progress", "networks", "softmax", "attacks"}
