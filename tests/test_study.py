@@ -202,7 +202,7 @@ def test_a_setting_is_read_as_toml_or_as_a_string(setting, path, value):
         ({"attacks": {"a": {"function": "pgd", "random_start": "no"}}}, "must be true or false, got 'no'"),
         ({"attacks": {"a": {"function": "pgd", "eps": float("nan")}}}, "attacks.a.eps: eps must be finite, got nan"),
         ({"attacks": {"a": {"function": "pgd", "eps": date(2020, 1, 2)}}}, "attacks.a.eps must be a number, a text"),
-        ({"attacks": {"a": {"function": "class_mask"}}}, "attacks.a: class_mask needs"),
+        ({"attacks": {"a": {"function": "class_mask"}}}, "unknown attack 'class_mask': did you mean 'linear_mask'"),
         ({"attacks": {"a": {"function": "pgd", "eps": deep(30)}}}, "is nested more than 20 deep"),
     ],
 )
