@@ -199,7 +199,7 @@ def test_what_a_verdict_rests_on_stands_beside_it_in_the_page_and_the_data():
         ("/home/me/nets/net.pt", "net.pt"),
         ("~/nets/net.pt", "net.pt"),
         ("{here}/nets/net.pt", "nets/net.pt"),
-        ("audit /home/me/n.py:N '/home/me/my nets/w.pt'", "audit n.py:N 'my nets/w.pt'")
+        ("audit /home/me/n.py:N '/home/me/my nets/w.pt'", "audit n.py:N 'my nets/w.pt'"),
         ("brittle audit m:n --weights=/home/me/w.pt --eps 8/255", "brittle audit m:n --weights=w.pt --eps 8/255"),
         ("C:\\Users\\me\\net.pt", "net.pt"),
         ("from https://example.org/a/b, see nets/net.pt", "from https://example.org/a/b, see nets/net.pt"),
