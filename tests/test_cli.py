@@ -155,7 +155,7 @@ def test_a_network_is_explained_by_its_key_and_from_a_file(brittle, finished, tm
     done = brittle("explain", model[:10], *asked, "--name", "explained", "-o", tmp_path / "page")
     page = (tmp_path / "page" / "report.html").read_text()
     assert "Which units matter" in page
-    assert "What the strongest maps show" in page
+    assert "Outputs of the strongest feature maps" in page
     assert "report.html" in done.stdout
     cell = Store(finished).get(Store(finished).read_study("explained")["models"][0]["units"][0]["cell"])
     assert cell is not None
@@ -224,7 +224,7 @@ def test_songs_study_runs_on_real_mnist(brittle, data_root, monkeypatch):
         (["study", "run", "quickstart", "--set", "training.epochs=-1"], "epochs must be at least 0, got -1"),
         (
             ["study", "run", "quickstart", "--set", "training.epoch=3"],
-            "training.epoch: unknown key: did you mean 'epochs'?",
+            "training.epoch: unknown key, did you mean epochs?",
         ),
         (["study", "run", "quickstart", "--device", "tpu"], "device must be auto, cpu or cuda[:N], got 'tpu'"),
         (["study", "run", "quickstart", "--dtype", "float8"], "unknown dtype 'float8'"),
@@ -234,8 +234,14 @@ def test_songs_study_runs_on_real_mnist(brittle, data_root, monkeypatch):
         (["train", "--learning-rate", "-1"], "learning_rate must be positive and finite, got -1"),
         (["attack", "abc", "--attack", "song_9"], "unknown attack 'song_9': did you mean"),
         (["attack", "abcdef", "--attack", "song_1"], "abcdef"),
-        (["attack", "no.pt", *ON, "--network", "mlp", "--attack", "song_1"], "weights no.pt cannot be read"),
-        (["attack", "abc", *ON, "--attack", "song_1", "--option", "pixels=3"], "unknown option of attack song_1"),
+        (
+            ["attack", "no.pt", *ON, "--network", "mlp", "--attack", "song_1"],
+            "model no.pt cannot be read: there is no such file",
+        ),
+        (
+            ["attack", "abc", *ON, "--attack", "song_1", "--option", "pixels=3"],
+            "attacks.song_1.pixels: unknown option of song_1 'pixels'",
+        ),
         (["report", "quickstart"], "quickstart"),
         (["data", "check", "minst"], "did you mean 'mnist'"),
         (["data", "fetch", "digits"], "digits is built in"),
@@ -258,7 +264,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(brittle, empty_roots, arguments
         (["attack", "abc", "--attack", "pgd", "--arithmetic", "foo"], "error: unknown arithmetic 'foo'"),
         (["attack", "abc", "--attack", "class_mask"], "error: unknown attack 'class_mask'"),
         (["attack", "mine.pt", "--attack", "pgd"], "error: --data is needed"),
-        (["study", "run", "lo-ding"], "models: missing; it has sizes, of which --size takes one: faces, cifar10"),
+        (["study", "run", "lo-ding"], "models: missing; its sizes, for --size, are cifar10, faces"),
     ],
 )
 def test_usage_errors_get_one_line_and_exit_code_2(brittle, arguments, said):

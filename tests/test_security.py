@@ -183,7 +183,10 @@ def test_a_cell_that_names_foreign_code_is_refused(ran):
     assert all(damage is None for _, damage in store.verify())
     assert "--trust" in refused(opened, cell.key, store=store)
     assert "--trust" in refused(engine.recall, store, cell.key)
-    for command in (["audit", cell.key, "--data", "digits"], ["attack", cell.key, "--attack", "song_1"]):
+    for command in (
+        ["audit", cell.key, "--data", "digits"],
+        ["attack", cell.key, "--data", "digits", "--attack", "song_1"],
+    ):
         done = CliRunner().invoke(app, [*command, "--store", "store"])
         assert done.exit_code == 2
         assert "--trust" in done.stderr
@@ -206,7 +209,7 @@ def test_a_record_without_its_parts_is_refused(ran):
     store = Store("store")
     cell = train("brittle.networks.mlp")
     store.put(cell.key, {"function": "train"}, {})
-    assert "has a record that brittle did not write" in refused(engine.recall, store, cell.key)
+    assert "does not say what it was made from" in refused(engine.recall, store, cell.key)
 
 
 # Names ----------------------------------------------------------------------------------------------------------------

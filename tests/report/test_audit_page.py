@@ -231,7 +231,7 @@ def test_the_verdicts_differ_in_hue_and_sign_and_can_be_read_in_both_themes():
     page = report.html([audit_record()], ABOUT)
     assert len({word[0] for word in report.WORDS.values()}) == 4
     assert len(set(report.COLOURS.values())) == 4
-    tones = dict(re.findall(r"\.(broken|masked|robust|inconclusive) \{ --tone: var\(--(\w+)\); \}", page))
+    tones = dict(re.findall(r"\.verdict-(broken|masked|robust|inconclusive) \{ --tone: var\(--(\w+)\); \}", page))
     assert sorted(tones) == sorted(report.WORDS)
     for theme in (0, 1):  # light, then dark
         colours = {name: re.findall(rf"--{name}: (#\w{{6}})", page)[theme] for name in [*tones.values(), "paper"]}

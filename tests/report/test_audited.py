@@ -32,7 +32,7 @@ def test_the_page_opens_with_the_verdict_on_each_model():
     said = words(page)
     first = said.index("plain ✗ Broken Broken, not robust: none of the images survives the full set of attacks.")
     second = said.index("hot ◐ Masked Masked, it only looks robust: 96 % of the images survive the baseline attack")
-    assert first < second < said.index("Accuracy") < said.index("The audits")
+    assert first < second < said.index("test accuracy") < said.index("The audits")
     assert "the first 200 of 1000. Budget quick. Beside plain, seed 0." in said
     assert "This one is not set beside an undefended network." not in said  # `record` has a reference
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -240,10 +239,9 @@ def test_a_cell_that_is_removed_while_it_is_read_counts_as_missing(build: Build,
 )
 def test_a_damaged_study_file_is_one_line_that_says_where(build: Build, where: str, damage: Callable):
     store = build()
-    file = store.root / "studies" / "tiny.json"
-    record = json.loads(file.read_text())
+    record = store.read_study("tiny")
     damage(record)
-    file.write_text(json.dumps(record))
+    store.write_study("tiny", record)  # sealed, as another version would
     with pytest.raises(InputError, match=rf"^the file of study 'tiny' is damaged: {where}: [^\n]+$"):
         gather(store, "tiny")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import brittle.attacks
 from brittle.measures import Flips, Share
-from brittle.report import audited, lineage, results, sizes, unit_page
+from brittle.report import audited, lineage, results, sizes
 from brittle.report.audit import WORDS
 from brittle.report.contents import BOTH, Attack, Found, Model, Report
 from brittle.report.gradients import Split, splits
@@ -54,6 +54,8 @@ def write(report: Report, folder: Path | str) -> Path:
 
 def html(report: Report) -> str:
     """The page. All that users named is escaped; only figures made here are put in as they are."""
+    from brittle.report import unit_page
+
     environment = templates()
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"isolated": _isolated, "themed": _themed}
