@@ -53,6 +53,16 @@ def test_busy_cores_are_left_to_others(monkeypatch, busy: int, idle: int):
     assert threads.idle_cores() == idle
 
 
+def test_the_commands_threads_wait_passively_unless_the_user_says_otherwise():
+    code = "import os; from brittle import cli; cli.app = lambda: print(os.environ['OMP_WAIT_POLICY']); cli.main()"
+    plain = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, said in ({}, "PASSIVE\n"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE\n"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain | given
+        )
+        assert done.stdout == said
+
+
 @linux
 def test_the_kernel_counts_ticks_at_normal_priority_apart():
     before = threads._ticks()

@@ -29,6 +29,7 @@ from brittle.console import Bars, err, let_go, out
 from brittle.errors import InputError, first_line
 from brittle.inspecting import Question
 from brittle.running import Named, Request, as_cell, foresee, report_study, run_study, show_cells
+from brittle.threads import wait_passively
 
 if TYPE_CHECKING:
     from brittle.store import Store
@@ -208,6 +209,7 @@ def command(group: typer.Typer, *shared: str, name: str | None = None, hidden: b
 
 def main() -> None:
     """The `brittle` command."""
+    wait_passively()
     app()
 
 

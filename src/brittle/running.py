@@ -69,7 +69,7 @@ class Request:
     dtype: Annotated[
         str, typer.Option(help="Of training: auto, float32 or bfloat16. Attacks always run in float32.")
     ] = "auto"
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. [default: torch's]")] = None
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. [default: the idle cores]")] = None
     workers: Annotated[
         int | None,
         typer.Option(min=1, max=1024, help="Processes that share the cells and the threads. [default: 1]"),
@@ -404,11 +404,17 @@ def _check_rows(study: Study, data: Data) -> None:
 
 
 def _news(store: Store, cell: Cell) -> str | None:
-    """What a finished cell has to say at once: an audit its verdict."""
+    """What a finished cell has to say at once: an audit its verdict, a measurement that the network has not learned."""
+    from brittle.measures import Share, why_not_learned
     from brittle.report.audit import headline
 
-    stored = store.get(cell.key) if cell.function == "audit" else None
-    return None if stored is None else f"{cell.title}: {headline(stored.scalars['audit'])}"
+    stored = store.get(cell.key) if cell.function in ("audit", "measure") else None
+    if stored is None:
+        return None
+    if cell.function == "audit":
+        return f"{cell.title}: {headline(stored.scalars['audit'])}"
+    why = why_not_learned(Share(**stored.scalars["accuracy"]), stored.tensors("logits")["labels"])
+    return f"{cell.parents['model'].title}: this network has not learned: {why}" if why else None
 
 
 def _failed(ran: Ran, how: Request) -> InputError:

@@ -28,7 +28,7 @@ from brittle.data import Data, Split, as_split
 from brittle.errors import InputError, unknown
 from brittle.measures import Paired, Share, accuracy, paired, share
 from brittle.networks import frozen, logits_of, seeded
-from brittle.progress import Progress, silent
+from brittle.progress import Progress, barred, silent
 
 __all__ = ["CAUSES", "Audit", "Check", "Curve", "Door", "Gradients", "Picture", "Step", "Verdict", "audit", "usual_eps"]
 
@@ -177,6 +177,7 @@ class Audit:
         return report.small_table(self.record())
 
 
+@barred("auditing")
 def audit(
     model: nn.Module,
     split: Split | Data | tuple[Any, Any] | Dataset[Any] | DataLoader[Any],
@@ -188,7 +189,7 @@ def audit(
     reference: nn.Module | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Audit:
     """Attacks a model in every way it can, and says whether it is robust, masked, broken, or cannot tell.
 
@@ -206,7 +207,7 @@ def audit(
         seed: of all random draws.
         checkpoint: a file written after each attack. If it is there and was made for these images and options, the
             audit goes on from it, to the same end; of another model it must not be. The caller removes it.
-        progress: told the attacks made, with the share of rows left.
+        progress: told the attacks made, with the robust accuracy so far; a bar on a terminal when not given.
 
     Returns:
         The verdict, and the evidence for it.
@@ -214,6 +215,7 @@ def audit(
     Raises:
         InputError: if an argument is not as above, or the model does not give finite logits.
     """
+    progress = progress or silent
     _check_request(norm, eps, rows, budget)
     chosen, split = _chosen(model, split, rows)
     usual = usual_eps(split.images, norm)
