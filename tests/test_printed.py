@@ -78,7 +78,8 @@ def here(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("user")
     (folder / "mylab").mkdir()
-    (folder / "mylab" / "models.py").write_text(MODULE)
+    for name in ("mylab/models.py", "models.py"):
+        (folder / name).write_text(MODULE)
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
     save_file(net.state_dict(), folder / "mine.safetensors")
     (folder / "mine.toml").write_text('name = "mine"\ntitle = "Mine"\ndata = "digits"\n[models.model]\n')
