@@ -7,7 +7,6 @@ import errno
 import functools
 import inspect
 import json
-import os
 import re
 import shlex
 import sys
@@ -193,7 +192,6 @@ def command(group: typer.Typer, *shared: str, name: str | None = None, hidden: b
                 values = {each: given.pop(each) for each in names}
                 given[parameter] = cls(**values, **({"again": context.obj.typed} if cls is Request else {}))
             context.obj.how = given.get("how", Request())
-            sys.path[:] = [*sys.path, *({os.getcwd()} - set(sys.path))]  # brittle's own script is in another folder
             try:
                 return function(**given)
             except SystemExit as error:
