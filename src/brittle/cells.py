@@ -55,7 +55,7 @@ VERSIONS = {
     "units": 2,
     "carriers": 2,
     "masks": 1,
-    "audit": 3,
+    "audit": 4,
 }
 ATTACKS = {"brittle.attacks.carlini_l2": 6}  # those whose version is not that of all
 GENERATIONS = 50  # networks in a row that learn from each other, at most: a cell is pickled with all that it needs

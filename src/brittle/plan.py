@@ -68,11 +68,11 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
                 variants[name] = list(_variants(study, name, seed, variants, data.digest, trained))
         for name in study.models:
             for variant in variants[name]:
-                entry, follow = _follow(study, name, variant, seed, select, data, environment)
+                entry, measure, others = _follow(study, name, variant, seed, select, data, environment)
                 masks = dict(_masks(study, name, variant, seed, variants, data, environment))
                 audits = dict(_audits(study, name, variant, seed, variants, data, environment))
                 models.append(entry | {"masks": _listed(masks), "audits": _listed(audits)})
-                cells += [*follow, *masks.values(), *audits.values()]
+                cells += [measure, *audits.values(), *others, *masks.values()]  # a verdict as early as can be
     record = {
         "name": study.name,
         "title": study.title,
@@ -110,7 +110,7 @@ def _follow(
     select: Cell,
     data: Data,
     environment: Mapping[str, str],
-) -> tuple[dict[str, Any], list[Cell]]:
+) -> tuple[dict[str, Any], Cell, list[Cell]]:
     """What is done with a trained model: what a report must know of it, and the cells that measure and attack it."""
     label = _label(name, variant.axes)
     measure = Cell(
@@ -138,7 +138,7 @@ def _follow(
         "carriers": _listed(carriers),
     }
     shards = (shard for _, shards in attacks for shard in shards)
-    return entry, [measure, *shards, *units.values(), *carriers.values()]
+    return entry, measure, [*shards, *units.values(), *carriers.values()]
 
 
 def _listed(tables: Mapping[str, Cell]) -> list[dict[str, str]]:

@@ -342,7 +342,8 @@ def _all_checks(battery: Battery) -> tuple[list[Check], Gradients, list[Curve], 
     made += [checks.vanishing(gradients), checks.blocked(gradients), checks.foretelling(gradients)]
     made += [checks.repeatable(gradients)]
     grid, most, grey = _grid(battery)
-    curves = [_common_curve(battery, grid), _whole_curve(battery, grid)]
+    asked = tuple(one for one in grid if one == battery.eps or one != grey)  # grey images are `large_eps`'s question
+    curves = [_common_curve(battery, asked), _whole_curve(battery, grid)]
     left = dict(zip(grid, curves[1].left, strict=True))
     made += [checks.monotone(list(curves[0].left)), checks.unbounded(left[most])]
     made.append(checks.large_eps(left[grey], door, grey))
@@ -373,7 +374,7 @@ def _grid(battery: Battery) -> tuple[tuple[float, ...], float, float]:
     """The bounds of the curves; the largest that means anything; and the least at which every image can be grey."""
     eps, values = battery.eps, battery.ledger.images[0].numel()
     most, grey = (1.0, 0.5) if battery.norm == "linf" else (math.sqrt(values), math.sqrt(values) / 2)
-    factors = (1 / 4, 1 / 2, 1, 2) if battery.budget.probe else (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
+    factors = (1 / 2, 1, 2) if battery.budget.probe else (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
     wanted = {*(eps * factor for factor in factors), grey, most}
     return tuple(sorted(one for one in wanted if one <= most)), most, grey
 
