@@ -42,7 +42,7 @@ class _Rounded(torch.autograd.Function):
         return values.bfloat16().float()
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
+    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         return gradient.bfloat16().float()
 
 
@@ -53,8 +53,8 @@ def in_bfloat16(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
             layer = F.conv2d if isinstance(module, nn.Conv2d) else F.linear
 
-            def forward(values: Tensor, module: Any = module, layer: Any = layer) -> Tensor:
-                return rounded(layer(rounded(values), rounded(module.weight), rounded(module.bias)))
+            def forward(input: Tensor, module: Any = module, layer: Any = layer) -> Tensor:
+                return rounded(layer(rounded(input), rounded(module.weight), rounded(module.bias)))
 
             module.forward = forward
 
@@ -112,8 +112,9 @@ def main() -> None:
     text = f"""# The demo's training, over seeds
 
 Made by `python docs/results/demo_seeds.py docs/results/demo-seeds.jsonl`: {len(lines)} networks of the demo's study
-file. The seed gives the first weights and the order of the images. Accuracy is in percent of the 359 test images; the lowest is {100 * low:.1f} %. torch {torch.__version__}, {platform.system()} {platform.machine()};
-{sum(one["seconds"] for one in lines) / 3600:.1f} hours of computing beside other work. bfloat16 is rounded as hardware
+file. The seed gives the first weights and the order of the images. Accuracy is in percent of
+the 359 test images; the lowest is {100 * low:.1f} %. torch {torch.__version__}, {platform.system()}
+{platform.machine()}; {sum(one["seconds"] for one in lines) / 3600:.1f} hours of computing beside other work. bfloat16 is rounded as hardware
 rounds it, unless `--native` is given: the program says how.
 
 {table(lines)}
