@@ -108,14 +108,13 @@ def main() -> None:
             print(lines[-1], flush=True)
             with asked.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
-    low = min(one["accuracy"] for one in lines)
+    low, hours = min(one["accuracy"] for one in lines), sum(one["seconds"] for one in lines) / 3600
     text = f"""# The demo's training, over seeds
 
 Made by `python docs/results/demo_seeds.py docs/results/demo-seeds.jsonl`: {len(lines)} networks of the demo's study
-file. The seed gives the first weights and the order of the images. Accuracy is in percent of
-the 359 test images; the lowest is {100 * low:.1f} %. torch {torch.__version__}, {platform.system()}
-{platform.machine()}; {sum(one["seconds"] for one in lines) / 3600:.1f} hours of computing beside other work. bfloat16 is rounded as hardware
-rounds it, unless `--native` is given: the program says how.
+file. The seed gives the first weights and the order of the images. Accuracy is in percent of the 359 test images; the
+lowest is {100 * low:.1f} %. torch {torch.__version__}, {platform.system()} {platform.machine()}; {hours:.1f} hours of
+computing beside other work. bfloat16 is rounded as hardware rounds it, unless `--native` is given: the program says how.
 
 {table(lines)}
 """
