@@ -114,7 +114,7 @@ def main() -> None:
 Made by `python docs/results/demo_seeds.py docs/results/demo-seeds.jsonl`: {len(lines)} networks of the demo's study
 file. The seed gives the first weights and the order of the images. Accuracy is in percent of the 359 test images; the
 lowest is {100 * low:.1f} %. torch {torch.__version__}, {platform.system()} {platform.machine()}; {hours:.1f} hours of
-computing beside other work. bfloat16 is rounded as hardware rounds it, unless `--native` is given: the program says how.
+computing beside other work. bfloat16 is rounded as hardware rounds it; the program says how.
 
 {table(lines)}
 """
