@@ -22,7 +22,7 @@ from auditing.cases import CASES, Case, data, reference  # pyright: ignore[repor
 
 from brittle.attacks.result import predictions
 from brittle.auditing import audit
-from brittle.auditing.battery import autoattack
+from brittle.auditing.suite import autoattack
 
 KINDS = ("robust", "masked", "broken", "inconclusive")
 

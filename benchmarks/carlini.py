@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from brittle import data
 from brittle.attacks import carlini_l0, carlini_l2, carlini_linf
-from brittle.networks import build, channels_last, frozen, papernot_cifar, papernot_mnist
+from brittle.models.networks import build, channels_last, frozen, papernot_cifar, papernot_mnist
 
 NETWORKS = {"mnist": papernot_mnist, "cifar10": papernot_cifar}
 PEERS = {

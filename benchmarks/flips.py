@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from brittle import data
-from brittle.attacks import flips
+from brittle.attacks import pixel_flips
 from brittle.attacks.result import frozen, logits_in_batches
-from brittle.networks import build, channels_last, papernot_mnist
+from brittle.models.networks import build, channels_last, papernot_mnist
 
 IMAGES, REPEATS, SAMPLE = 32, 3, 300
 
@@ -39,7 +39,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def whole(model: nn.Module, images: Tensor, changes: Tensor) -> None:
     with frozen(model), torch.no_grad():
-        for _ in flips._whole(model, images)(changes):
+        for _ in pixel_flips._whole(model, images)(changes):
             pass
 
 
@@ -72,10 +72,10 @@ def main() -> None:
     images = data.load("mnist", options.parse_args().root).test.images[:IMAGES]
     model = channels_last(build(papernot_mnist, seed=0).eval())
     clean = logits_in_batches(model, images)
-    every = torch.ones(len(images), len(flips.LEVELS), images[0, 0].numel(), dtype=torch.bool)
-    changes = torch.stack([(images.flatten(2) != level).any(1) for level in flips.LEVELS], 1)
+    every = torch.ones(len(images), len(pixel_flips.LEVELS), images[0, 0].numel(), dtype=torch.bool)
+    changes = torch.stack([(images.flatten(2) != level).any(1) for level in pixel_flips.LEVELS], 1)
 
-    windowed = seconds(lambda: flips.flip_logits(model, images, clean)) / len(images)
+    windowed = seconds(lambda: pixel_flips.flip_logits(model, images, clean)) / len(images)
     peers = {
         "batched, no-ops skipped": seconds(lambda: whole(model, images, changes)) / len(images),
         "batched, all flips": seconds(lambda: whole(model, images, every)) / len(images),

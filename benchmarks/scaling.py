@@ -19,15 +19,16 @@ from typing import Any
 import torch
 
 import brittle
-from brittle import engine, study
-from brittle.cells import Cell
-from brittle.engine import Hands
 from brittle.errors import InputError
-from brittle.plan import Plan, expand
-from brittle.processes import Processes
 from brittle.report import gather, write
-from brittle.store import Store
-from brittle.working import Worker, Workplace
+from brittle.study import schema
+from brittle.study.expand import Plan, expand
+from brittle.study.kinds.cells import Cell
+from brittle.study.run import scheduler
+from brittle.study.run.local_pool import Processes
+from brittle.study.run.scheduler import Hands
+from brittle.study.run.worker import Worker, Workplace
+from brittle.study.store.store import Store
 
 DATA = brittle.data.load("digits")
 TURNS = 3
@@ -39,11 +40,11 @@ def place(store: Store) -> Workplace:
 
 def here(store: Store) -> Hands:
     torch.set_num_threads(1)
-    return engine.Here(Worker(store, lambda _: DATA, torch.device("cpu")))
+    return scheduler.Here(Worker(store, lambda _: DATA, torch.device("cpu")))
 
 
 def on_ray(store: Store) -> Hands:
-    from brittle.on_ray import Ray
+    from brittle.study.run.ray_pool import Ray
 
     return Ray(place(store), workers=2)
 
@@ -56,9 +57,9 @@ def took(cells: list[Cell] | tuple[Cell, ...], hands: Callable[[Store], Hands]) 
         made = hands(store)
         close, made.close = made.close, lambda: None  # type: ignore[method-assign]
         try:
-            engine.run(warm, store, made)
+            scheduler.run(warm, store, made)
             started = time.monotonic()
-            ran = engine.run(cells, store, made)
+            ran = scheduler.run(cells, store, made)
             seconds = time.monotonic() - started
         finally:
             close()
@@ -116,7 +117,7 @@ def speedup() -> None:
 
 
 def planned(tables: dict[str, Any]) -> Plan:
-    return expand(study.check(tables, "speedup"), DATA, device="cpu", dtype="float32")
+    return expand(schema.check(tables, "speedup"), DATA, device="cpu", dtype="float32")
 
 
 def show(name: str, cells: list[Cell]) -> None:
@@ -137,7 +138,7 @@ def store(count: int = 10_000, shards: int = 98) -> None:
         tables = TABLES | {"rows": 20, "training": {"epochs": 0}}
         song = {"function": "brittle.attacks.song_1", "arithmetic": ["float32", "exact"], "max_pixels": 20}
         plan = planned(tables | {"attacks": {"song_1": song}})
-        engine.run(plan.cells, made, here(made))
+        scheduler.run(plan.cells, made, here(made))
         filled(made, plan, count, shards)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         print(f"a store of {len(made.keys())} cells, {size / len(made.keys()) / 1000:.1f} kB a cell")

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from brittle import data, study
-from brittle.cells import Cell
-from brittle.engine import Schedule
-from brittle.estimating import Cost, estimate, longest, measured, total
-from brittle.plan import expand
-from brittle.working import End
+from brittle import data
+from brittle.study import schema
+from brittle.study.expand import expand
+from brittle.study.kinds.cells import Cell
+from brittle.study.run.estimate import Cost, estimate, longest, measured, total
+from brittle.study.run.scheduler import Schedule
+from brittle.study.run.worker import End
 
 START, CELL = 10.0, 0.05  # seconds until a process of a GPU is there, and that it takes for any cell beside its work
 
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--faster", type=float, default=25.0, help="a GPU over one of this machine's cores")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    wanted = study.read(asked.name, size=asked.size)
+    wanted = schema.read(asked.name, size=asked.size)
     images = data.load(wanted.data)
     cells = expand(wanted, images, device="cpu", dtype="bfloat16").cells
     costs = estimate(cells, images, measured(cells, images, torch.device("cpu")))

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
-from brittle.networks import build, channels_last, papernot_mnist
+from brittle.models.networks import build, channels_last, papernot_mnist
 
 BATCH, TURNS = 128, 3
 

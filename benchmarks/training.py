@@ -14,7 +14,7 @@ import torch
 
 from brittle import fit
 from brittle.data import Data, Split
-from brittle.networks import build, papernot_mnist
+from brittle.models.networks import build, papernot_mnist
 
 IMAGES, REPEATS = 12_800, 3
 

@@ -22,7 +22,7 @@ from torch import nn
 from brittle import data, fit
 from brittle.data import Data, Split
 from brittle.errors import InputError
-from brittle.networks import build, channels_last, lo_ding_faces, papernot_mnist
+from brittle.models.networks import build, channels_last, lo_ding_faces, papernot_mnist
 from brittle.units import (
     activity,
     class_gradient,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.data import Data, Split
-from brittle.networks import build
+from brittle.models.networks import build
 
 
 def linear(

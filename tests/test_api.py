@@ -23,8 +23,8 @@ import brittle
 from brittle import data
 from brittle.data import Data, Split, as_split
 from brittle.errors import InputError
+from brittle.models.fit import Epoch, Fitted, fit
 from brittle.progress import Progress, barred, silent
-from brittle.training import Epoch, Fitted, fit
 
 IMAGES = torch.arange(12 * 3 * 4 * 5).view(12, 3, 4, 5) % 256 / 255
 LABELS = torch.arange(12) // 4

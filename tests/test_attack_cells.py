@@ -11,8 +11,9 @@ import pytest
 import torch
 from problems import convnet, pictures, predicted
 
-from brittle import attacks, cells
+from brittle import attacks
 from brittle.attacks.result import measured
+from brittle.study.kinds import cells
 
 
 def mine(model: Any, images: torch.Tensor, labels: torch.Tensor) -> attacks.AttackResult:

@@ -16,16 +16,18 @@ from seen import one_line
 from typer.testing import CliRunner
 
 import brittle
-from brittle import engine, inspecting, study
 from brittle.auditing import audit
-from brittle.auditing.ledger import Ledger
-from brittle.cli import app
-from brittle.inspecting import Question, number
-from brittle.networks import build
-from brittle.plan import expand
-from brittle.running import Request
-from brittle.store import Store
-from brittle.working import Worker
+from brittle.auditing.best_found import Ledger
+from brittle.cli import audit as inspecting
+from brittle.cli.audit import Question, number
+from brittle.cli.main import app
+from brittle.cli.run import Request
+from brittle.models.networks import build
+from brittle.study import schema
+from brittle.study.expand import expand
+from brittle.study.run import scheduler
+from brittle.study.run.worker import Worker
+from brittle.study.store.store import Store
 
 MODULE = """
 import torch
@@ -187,8 +189,8 @@ def test_exit_codes(run, found, monkeypatch, kinds, code):
     def decided(model, split, *, norm, **options):
         return replace(found, norm=norm, verdict=replace(found.verdict, kind=next(left)))
 
-    monkeypatch.setattr("brittle.audit_cells.audit", decided)
-    monkeypatch.setattr("brittle.inspecting.NORMS", ("linf", "l2")[: len(kinds)])
+    monkeypatch.setattr("brittle.study.kinds.audit.audit", decided)
+    monkeypatch.setattr("brittle.cli.audit.NORMS", ("linf", "l2")[: len(kinds)])
     run("audit_mine:net", *PLAIN, "--norm", "all", "--fresh", "--seed", 79, code=code)  # a key of its own
 
 
@@ -387,7 +389,7 @@ def test_ctrl_c_keeps_the_norms_that_are_finished(run, folder, monkeypatch):
             raise KeyboardInterrupt
         return audit(model, split, **options)
 
-    monkeypatch.setattr("brittle.audit_cells.audit", stopped)
+    monkeypatch.setattr("brittle.study.kinds.audit.audit", stopped)
     arguments = ["audit_mine:net", *PLAIN, "--norm", "all", "--seed", 77]
     before = len(Store(folder / "home").keys())
     done = run(*arguments, code=130)
@@ -429,9 +431,9 @@ def test_an_audit_of_cells_has_the_key_that_a_study_gives_it(tmp_path):
             "beside": {"norm": "l2", "eps": 1.0, "reference": "plain"},
         },
     }
-    plan = expand(study.check(tables, "audits"), data, device="cpu", dtype="float32")
+    plan = expand(schema.check(tables, "audits"), data, device="cpu", dtype="float32")
     trained = [cell for cell in plan.cells if cell.function in ("train", "select")]
-    engine.run(trained, store, engine.Here(Worker(store, lambda _: data, cpu)))
+    scheduler.run(trained, store, scheduler.Here(Worker(store, lambda _: data, cpu)))
     plain, tempered = plan.record["models"]
     alone, beside = (audit["cell"] for audit in tempered["audits"])
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from brittle.carrier_cells import carriers
 from brittle.data import Data, Split
 from brittle.progress import silent
+from brittle.study.kinds.carriers import carriers
 
 CPU = torch.device("cpu")
 PARAMS = {"layers": ["1"], "eps": 0.2, "images": 40, "random": 2, "seed": 0, "points": None}

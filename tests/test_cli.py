@@ -16,10 +16,10 @@ from seen import one_line
 from stress.faults import cells_of
 from typer.testing import CliRunner
 
-from brittle.cli import app
-from brittle.networks import build, papernot_mnist
-from brittle.running import duration
-from brittle.store import Store
+from brittle.cli.main import app
+from brittle.cli.run import duration
+from brittle.models.networks import build, papernot_mnist
+from brittle.study.store.store import Store
 
 LITTLE = ["--set", "audits.quick.rows=20"]
 ON = ["--data", "digits"]

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from brittle import console
-from brittle.cells import Cell
+from brittle.cli import bars as console
+from brittle.study.kinds.cells import Cell
 
 
 def cell(title: str, **params) -> Cell:

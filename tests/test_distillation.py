@@ -12,10 +12,10 @@ import torch
 from problems import Counting, IdentityLogits, bits, blobs, condition, convnet
 from torch import nn
 
-from brittle.distillation import distill, soft_labels
 from brittle.errors import InputError
-from brittle.networks import build
-from brittle.training import fit
+from brittle.models.distill import distill, soft_labels
+from brittle.models.fit import fit
+from brittle.models.networks import build
 
 BLOBS = blobs()
 TRAINING: dict[str, Any] = {"epochs": 2, "batch_size": 16, "dtype": "float32", "device": "cpu"}

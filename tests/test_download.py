@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from brittle import data, download
-from brittle.download import Published, Remote
+from brittle import data
+from brittle.data import download
+from brittle.data.download import Published, Remote
 from brittle.errors import InputError
 
 CONTENT = bytes(range(256)) * 4000  # larger than what is read at once

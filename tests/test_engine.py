@@ -14,16 +14,18 @@ import torch
 from problems import blobs
 
 import brittle
-from brittle import cells, engine, processes, study
 from brittle.attacks import carlini_l2
-from brittle.cells import Cell
 from brittle.errors import InputError, StoreError
 from brittle.measures import Share
-from brittle.plan import expand
-from brittle.processes import Processes
 from brittle.report import gather
-from brittle.store import Store, Stored
-from brittle.working import End, Worker, Workplace
+from brittle.study import schema
+from brittle.study.expand import expand
+from brittle.study.kinds import cells
+from brittle.study.kinds.cells import Cell
+from brittle.study.run import local_pool, scheduler
+from brittle.study.run.local_pool import Processes
+from brittle.study.run.worker import End, Worker, Workplace
+from brittle.study.store.store import Store, Stored
 
 CPU = torch.device("cpu")
 NETWORKS = """
@@ -54,10 +56,10 @@ def plan(tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "engine_test_networks.py").write_text(NETWORKS)
     monkeypatch.syspath_prepend(tmp_path / "code")
-    return expand(study.check(TABLES, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
+    return expand(schema.check(TABLES, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
 
 
-class Heard(engine.Quiet):
+class Heard(scheduler.Quiet):
     """Remembers what it was told; stops the run at the cell whose title begins with `stop`."""
 
     def __init__(self, stop: str = "nothing"):
@@ -78,11 +80,11 @@ class Heard(engine.Quiet):
 
 
 def here(store, load=lambda _: blobs()):
-    return engine.Here(Worker(store, load, CPU))
+    return scheduler.Here(Worker(store, load, CPU))
 
 
 def run(plan, store, watch=None):
-    return engine.run(plan.cells, store, here(store), watch)
+    return scheduler.run(plan.cells, store, here(store), watch)
 
 
 def kept(store: Store, key: str) -> Stored:
@@ -108,7 +110,7 @@ def test_fresh_computes_all_and_gives_the_same_bits(plan, tmp_path):
     store = Store(tmp_path / "store")
     run(plan, store)
     before = hashes(store)
-    engine.forget(plan.cells, store)
+    scheduler.forget(plan.cells, store)
     assert run(plan, store).done == len(plan.cells)
     assert hashes(Store(tmp_path / "store")) == before
 
@@ -119,7 +121,7 @@ def test_fresh_leaves_what_another_process_has_in_work(plan, tmp_path):
     held = plan.cells[1]
     with store.lock(held.key):
         (store.work(held.key) / "checkpoint").touch()
-        thread = threading.Thread(target=engine.forget, args=(plan.cells, Store(store.root)))
+        thread = threading.Thread(target=scheduler.forget, args=(plan.cells, Store(store.root)))
         thread.start()
         thread.join(60)
         assert store.keys() == [held.key]
@@ -165,7 +167,7 @@ def test_another_number_of_threads_has_the_same_keys_and_results_that_agree(plan
     """`plan` for its network."""
     models = {"plain": {}, "warm": {"temperature": 2.0}}
     tables = TABLES | {"training": TABLES["training"] | {"epochs": 6}, "models": models}
-    tables = study.check(tables | {"attacks": {}}, "tiny", trust=True)
+    tables = schema.check(tables | {"attacks": {}}, "tiny", trust=True)
     before = torch.get_num_threads()
     stores = {}
     try:
@@ -225,7 +227,7 @@ def test_two_at_once_do_each_cell_once(plan, tmp_path):
 
 def test_a_cell_that_another_process_has_in_work_is_passed_over(tmp_path, plan):
     """`plan` for its network."""
-    plan = expand(study.check(TABLES | {"seeds": [0, 1]}, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
+    plan = expand(schema.check(TABLES | {"seeds": [0, 1]}, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
     store, heard = Store(tmp_path / "store"), Heard()
     teacher = next(cell for cell in plan.cells if cell.title == "train teacher, seed 0")
     others = sum("seed 1" in cell.title for cell in plan.cells)
@@ -318,9 +320,9 @@ def test_a_store_that_cannot_be_written_stops_the_run_at_once(plan, tmp_path, mo
 def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
     tables = TABLES | {"data": "digits", "training": {"network": "mlp", "epochs": 3}, "seeds": [0, 1]}
     data = brittle.data.load("digits")
-    plan = expand(study.check(tables, "tiny", trust=True), data, device="cpu", dtype="float32")
+    plan = expand(schema.check(tables, "tiny", trust=True), data, device="cpu", dtype="float32")
     alone, shared = Store(tmp_path / "alone"), Store(tmp_path / "shared")
-    engine.run(plan.cells, alone, here(alone, lambda _: data))
+    scheduler.run(plan.cells, alone, here(alone, lambda _: data))
     hands = Processes(Workplace(shared.root, device="cpu", threads=torch.get_num_threads()), 2)
 
     class Kills(Heard):
@@ -332,7 +334,7 @@ def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
                 os.kill(next(hand for hand in hands._hands if hand.cell == cell).process.pid or 0, signal.SIGKILL)
 
     heard = Kills()
-    ran = engine.run(plan.cells, shared, hands, heard)
+    ran = scheduler.run(plan.cells, shared, hands, heard)
     assert (ran.done, ran.failed) == (len(plan.cells), ())
     assert len(heard.said) == 2
     assert "its process was killed by signal 9; doing it again" in heard.said[0]
@@ -345,21 +347,21 @@ def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
     [(4, 1e12, 0, 4), (64, 2e9, 0, 3), (64, 2e9, 400_000_000, 2), (64, 1e6, 0, 1), (1, 1e12, 0, 1)],
 )
 def test_so_many_workers_as_there_are_cores_and_memory_for(monkeypatch, cores, memory, data, most):
-    monkeypatch.setattr(processes, "available_cores", lambda: cores)
-    monkeypatch.setattr(processes, "_memory", lambda: memory)
-    assert processes.most_workers(data) == most
+    monkeypatch.setattr(local_pool, "available_cores", lambda: cores)
+    monkeypatch.setattr(local_pool, "_memory", lambda: memory)
+    assert local_pool.most_workers(data) == most
 
 
 def test_the_memory_is_what_is_free_and_what_the_control_group_allows(monkeypatch, tmp_path):
-    assert 1e8 < processes._memory() < 1e14
+    assert 1e8 < local_pool._memory() < 1e14
     (tmp_path / "limit").write_text("123456\n")
     (tmp_path / "none").write_text("max\n")
-    monkeypatch.setattr(processes, "_LIMITS", [str(tmp_path / name) for name in ("none", "limit", "absent")])
-    assert processes._memory() == 123456
+    monkeypatch.setattr(local_pool, "_LIMITS", [str(tmp_path / name) for name in ("none", "limit", "absent")])
+    assert local_pool._memory() == 123456
 
 
 def test_more_workers_than_the_machine_has_places_for_are_not_started(monkeypatch, tmp_path):
-    monkeypatch.setattr(processes, "available_cores", lambda: 2)
+    monkeypatch.setattr(local_pool, "available_cores", lambda: 2)
     with pytest.warns(UserWarning, match="2 workers instead of 1000: this machine has 2 cores"):
         hands = Processes(Workplace(tmp_path), 1000)
     assert hands.free == 2
@@ -407,7 +409,7 @@ def test_cells_begin_in_the_order_of_the_plan_as_soon_as_their_parents_are_done(
     c = named("c", a)
     d, e = named("d", b, c), named("e")
     hands = Scripted()
-    assert engine.run([a, b, c, d, e], Store(tmp_path), hands).done == 5
+    assert scheduler.run([a, b, c, d, e], Store(tmp_path), hands).done == 5
     assert hands.taken == ["a", "b", "c", "e", "d"]  # d waits for c, which e does not
 
 
@@ -416,16 +418,16 @@ def test_a_cell_whose_process_dies_is_tried_three_times(tmp_path):
     b = named("b", a)
     gone = End(32 * "a", "lost", "its process was killed by signal 9")
     once = Scripted(a=[gone, gone])
-    assert engine.run([a, b], Store(tmp_path), once).done == 2
+    assert scheduler.run([a, b], Store(tmp_path), once).done == 2
     assert once.taken == ["a", "a", "a", "b"]
-    ran = engine.run([a, b], Store(tmp_path), Scripted(a=[gone, gone, gone]))
+    ran = scheduler.run([a, b], Store(tmp_path), Scripted(a=[gone, gone, gone]))
     assert [failure.why for failure in ran.failed] == ["its process was killed by signal 9, 3 times"]
     assert ran.left == (b,)
 
 
 def test_a_parent_that_is_no_cell_of_the_plan_and_not_there_fails_its_child(tmp_path):
     b = named("b", named("a"))
-    ran = engine.run([b], Store(tmp_path), Scripted(b=[End(32 * "b", "lacks", 32 * "a")]))
+    ran = scheduler.run([b], Store(tmp_path), Scripted(b=[End(32 * "b", "lacks", 32 * "a")]))
     assert ran.failed[0].why == "cell aaaaaaaa, which it needs, is not in the store or damaged; run again"
 
 
@@ -433,7 +435,7 @@ def test_attacks_in_shards_find_what_they_find_in_one(plan, tmp_path):
     store = Store(tmp_path / "store")
     run(plan, store)
     whole = expand(
-        study.check(TABLES | {"shard_rows": 100}, "tiny", trust=True), blobs(), device="cpu", dtype="float32"
+        schema.check(TABLES | {"shard_rows": 100}, "tiny", trust=True), blobs(), device="cpu", dtype="float32"
     )
     run(whole, store)
 
@@ -468,9 +470,9 @@ def test_a_recalled_cell_that_is_no_study_s_is_refused_in_words(tmp_path):
     told = {"title": "x", "function": "no such", "params": {}, "parents": {}, "data": "", "environment": {}}
     store.put("2" * 32, told, {})
     with pytest.raises(InputError, match="cell 11111111 does not say what it was made from"):
-        engine.recall(store, "1" * 32)
+        scheduler.recall(store, "1" * 32)
     with pytest.raises(InputError, match="was made by another version of brittle"):
-        engine.recall(store, "2" * 32)
+        scheduler.recall(store, "2" * 32)
 
 
 def test_a_row_of_teachers_in_a_store_is_recalled_up_to_its_limit(tmp_path):
@@ -481,24 +483,24 @@ def test_a_row_of_teachers_in_a_store_is_recalled_up_to_its_limit(tmp_path):
         parents = {role: parent.key for role, parent in last.parents.items()}
         store.put(last.key, told | {"title": last.title, "parents": parents}, {})
         if number == 100:
-            assert engine.recall(store, last.key).key == last.key
+            assert scheduler.recall(store, last.key).key == last.key
         last = Cell(str(number), "select", {}, {"of": last})
     with pytest.raises(InputError, match="is made from more than 50 networks in a row"):
-        engine.recall(store, last.parents["of"].key)
+        scheduler.recall(store, last.parents["of"].key)
 
 
 def test_a_recalled_cell_has_its_own_key(plan, tmp_path):
     store = Store(tmp_path / "store")
     run(plan, store)
     for cell in plan.cells:
-        assert engine.recall(store, cell.key, trust=True).key == cell.key
+        assert scheduler.recall(store, cell.key, trust=True).key == cell.key
     with pytest.raises(InputError, match="is not in the store"):
-        engine.recall(store, "0" * 32)
+        scheduler.recall(store, "0" * 32)
 
 
 def test_data_that_changed_since_the_plan_is_refused(plan, tmp_path):
     store = Store(tmp_path)
-    ran = engine.run(plan.cells, store, here(store, lambda _: replace(blobs(), digest="1" * 64)))
+    ran = scheduler.run(plan.cells, store, here(store, lambda _: replace(blobs(), digest="1" * 64)))
     assert {failure.why for failure in ran.failed} == {
         "data set blobs has changed since the study was planned; run it again"
     }
@@ -541,7 +543,7 @@ def test_a_measurement_killed_half_way_goes_on_where_it_was_and_ends_the_same(pl
 def test_an_attack_on_fewer_rows_has_fewer_shards_of_its_own_size(tmp_path):
     attack = TABLES["attacks"]["song_1"] | {"rows": 7, "shard_rows": 3}
     plan = expand(
-        study.check(TABLES | {"attacks": {"few": attack, "all": TABLES["attacks"]["song_1"]}}, "tiny", trust=True),
+        schema.check(TABLES | {"attacks": {"few": attack, "all": TABLES["attacks"]["song_1"]}}, "tiny", trust=True),
         blobs(),
         device="cpu",
         dtype="float32",
@@ -590,7 +592,7 @@ def test_attacks_over_the_temperature_and_at_every_target_are_what_the_functions
     one = {"function": "brittle.attacks.carlini_l2", "max_iterations": 5, "rows": "one_a_class"}
     attacks = {"over": {**one, "over_temperature": True}, "every": {**one, "targets": "every"}}
     plan = expand(
-        study.check(TABLES | {"attacks": attacks}, "tiny", trust=True), blobs(), device="cpu", dtype="float32"
+        schema.check(TABLES | {"attacks": attacks}, "tiny", trust=True), blobs(), device="cpu", dtype="float32"
     )
     store = Store(tmp_path / "store")
     run(plan, store)

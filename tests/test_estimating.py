@@ -12,17 +12,19 @@ from problems import blobs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from brittle import cells, disk, study
-from brittle.cells import Cell, Context
 from brittle.data import Data, Split
-from brittle.estimating import Cost, Rates, estimate, measured, total
-from brittle.estimating.counting import CELL, EPOCH, UNKNOWN
-from brittle.estimating.rates import operations
-from brittle.networks import mlp, papernot_mnist, pseudo_alexnet
-from brittle.plan import expand
+from brittle.models.networks import mlp, papernot_mnist, pseudo_alexnet
 from brittle.progress import silent
-from brittle.store import Store
-from brittle.working import keep, provenance, told
+from brittle.study import schema
+from brittle.study.expand import expand
+from brittle.study.kinds import cells
+from brittle.study.kinds.cells import Cell, Context
+from brittle.study.run.estimate import Cost, Rates, estimate, measured, total
+from brittle.study.run.estimate.counting import CELL, EPOCH, UNKNOWN
+from brittle.study.run.estimate.rates import operations
+from brittle.study.run.worker import keep, provenance, told
+from brittle.study.store import files
+from brittle.study.store.store import Store
 
 CPU = torch.device("cpu")
 
@@ -53,7 +55,7 @@ def recorded(name: str, settings: Sequence[str] = ()) -> tuple[Sequence[Cell], D
     """A recorded study's cells, its data and the rates of its networks."""
     told = RECORDED[name]
     data = stand_in(told["data"])
-    plan = expand(study.read(told["study"], settings, told["size"]), data, device="cpu", dtype=told["dtype"])
+    plan = expand(schema.read(told["study"], settings, told["size"]), data, device="cpu", dtype=told["dtype"])
     return plan.cells, data, [Rates(**each) for each in told["rates"]]
 
 
@@ -147,7 +149,7 @@ DATA = blobs(size=10)
 
 
 def planned(**tables) -> Sequence[Cell]:
-    return expand(study.check(TABLES | tables, "small", trust=True), DATA, device="cpu", dtype="float32").cells
+    return expand(schema.check(TABLES | tables, "small", trust=True), DATA, device="cpu", dtype="float32").cells
 
 
 def made_up(**changes) -> Rates:
@@ -181,7 +183,7 @@ def test_a_finished_study_did_and_left_half_to_twice_what_was_estimated(tmp_path
         with store.lock(cell.key), Counted() as counted:
             outcome = cells.run(cell, parents, context)
             finished[cell.key] = keep(cell, store, CPU, lambda outcome=outcome: outcome)
-        cost, on_disk = costs[cell.key], disk.bytes_of(finished[cell.key].folder)
+        cost, on_disk = costs[cell.key], files.bytes_of(finished[cell.key].folder)
         most = 1.1 if cell.function in ("train", "label", "measure", "masks") else 2  # nothing there may end early
         assert cell.function == "select" or 1 / most < counted.operations / cost.operations < most, cell.title
         assert 0.5 < on_disk / cost.disk < 2, cell.title
@@ -249,7 +251,7 @@ def test_cells_of_other_settings_or_data_or_versions_say_nothing(tmp_path, monke
     attacks = {"every": TABLES["attacks"]["every"] | {"max_iterations": 21}}
     assert longer(store, planned(attacks=attacks))["every on student, seed 0"] == 1
     other = replace(DATA, digest="1" * 64)
-    plan = expand(study.check(TABLES, "small"), other, device="cpu", dtype="float32").cells
+    plan = expand(schema.check(TABLES, "small"), other, device="cpu", dtype="float32").cells
     assert set(longer(store, plan).values()) == {1.0}
     monkeypatch.setattr(cells, "VERSIONS", dict.fromkeys(cells.VERSIONS, 99))
     assert set(longer(store, planned()).values()) == {1.0}

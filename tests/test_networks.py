@@ -12,7 +12,7 @@ from problems import bits, condition, convnet, pictures
 from torch import Tensor, nn
 
 from brittle.errors import InputError
-from brittle.networks import (
+from brittle.models.networks import (
     Scaled,
     build,
     frozen,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from brittle.errors import InputError
-from brittle.on_ray import Ray
-from brittle.working import Workplace
+from brittle.study.run.ray_pool import Ray
+from brittle.study.run.worker import Workplace
 
 # Not imported to find out: it reads its settings when it is.
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install '.[ray]'")

@@ -8,13 +8,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 import brittle
-from brittle import cells, naming
 from brittle.errors import InputError
-from brittle.networks import build, frozen, mlp
-from brittle.opening import Normalised, digest, open_model
+from brittle.models.networks import build, frozen, mlp
 from brittle.progress import silent
-from brittle.store import Store
-from brittle.working import Worker
+from brittle.study import lookup
+from brittle.study.kinds import cells
+from brittle.study.load_model import Normalised, digest, open_model
+from brittle.study.run.worker import Worker
+from brittle.study.store.store import Store
 
 CPU = torch.device("cpu")
 SHAPE = (1, 28, 28)
@@ -321,11 +322,11 @@ def test_all_ways_to_name_code_give_the_same(opened, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in ("opening_mine:small", "opening_mine.small", "opening_mine.py:small", "./opening_mine.py:small"):
         assert isinstance(opened(text), nn.Sequential)
-        assert isinstance(naming.network(text, trust=True)(), nn.Sequential)
+        assert isinstance(lookup.network(text, trust=True)(), nn.Sequential)
     assert isinstance(opened("mlp"), nn.Module)
     assert f"(looked in {tmp_path} and in the installed packages)" in refused(opened, "opening_none:small")
     assert "say what in it builds the network, opening_mine.py:NAME" in refused(opened, "opening_mine.py")
-    assert "must be a function or a class" in refused(naming.network, "opening_mine:ready", trust=True)
+    assert "must be a function or a class" in refused(lookup.network, "opening_mine:ready", trust=True)
 
 
 def test_the_current_folder_is_searched_for_import_paths_only(opened, tmp_path, monkeypatch):

@@ -6,14 +6,15 @@ import time
 import pytest
 from problems import TABLES, blobs
 
-from brittle import cells, study
-from brittle import plan as plan_module
 from brittle.errors import InputError
-from brittle.plan import expand
+from brittle.study import expand as plan_module
+from brittle.study import schema
+from brittle.study.expand import expand
+from brittle.study.kinds import cells
 
 
 def expanded(**tables):
-    return expand(study.check(TABLES | tables, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
+    return expand(schema.check(TABLES | tables, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
 
 
 def titles(plan, function):
@@ -45,12 +46,12 @@ THEN = {  # how the demo trained then
 
 @pytest.mark.parametrize("name", EARLIER)
 def test_cells_that_earlier_versions_computed_are_found_again(name):
-    plan = expand(study.read(name, THEN.get(name, [])), blobs(), device="cpu", dtype="float32")
+    plan = expand(schema.read(name, THEN.get(name, [])), blobs(), device="cpu", dtype="float32")
     assert [cell.key for cell in plan.cells if cell.function == "train"] == EARLIER[name]
 
 
 def test_an_attack_of_a_version_of_its_own_leaves_the_others_cells_as_they_are(monkeypatch):
-    tables = study.read("quickstart")
+    tables = schema.read("quickstart")
 
     def keys() -> dict[str, str]:
         plan = expand(tables, blobs(), device="cpu", dtype="float32")
@@ -63,7 +64,7 @@ def test_an_attack_of_a_version_of_its_own_leaves_the_others_cells_as_they_are(m
 
 
 def test_the_settings_of_songs_code_reach_the_cells():
-    plan = expand(study.read("song-2017-code"), blobs(), device="cpu", dtype="float32")
+    plan = expand(schema.read("song-2017-code"), blobs(), device="cpu", dtype="float32")
     trained = [cell.params for cell in plan.cells if cell.function == "train"]
     assert [(params["temperature"], params["learning_rate"]) for params in trained] == [(1, 0.1), (20, 0.1), (20, 0.05)]
     for params in trained:
@@ -75,7 +76,7 @@ def test_the_settings_of_songs_code_reach_the_cells():
 
 
 def test_the_sweep_has_fourteen_models_a_seed_and_each_student_the_teacher_of_its_own_temperature():
-    plan = expand(study.read("song-2017-sweep"), blobs(), device="cpu", dtype="float32")
+    plan = expand(schema.read("song-2017-sweep"), blobs(), device="cpu", dtype="float32")
     temperatures = [1, 2, 5, 10, 20, 40, 100]
     for seed in (0, 1, 2):
         entries = [entry for entry in plan.record["models"] if entry["seed"] == seed]
@@ -100,7 +101,7 @@ def test_the_sweep_has_fourteen_models_a_seed_and_each_student_the_teacher_of_it
 
 
 def test_a_chain_has_its_own_seed_and_its_teachers_labels_in_every_generation():
-    plan = expand(study.read("mandal-guo", size="full"), blobs(), device="cpu", dtype="float32")
+    plan = expand(schema.read("mandal-guo", size="full"), blobs(), device="cpu", dtype="float32")
     cells = {cell.key: cell for cell in plan.cells}
     wanted = ("generation_7", 1, 30)
     (entry,) = [e for e in plan.record["models"] if (e["name"], e["seed"], e["temperature"]) == wanted]
@@ -252,7 +253,7 @@ def test_a_key_changes_with_what_is_computed_and_with_nothing_else():
     assert key(expanded(models=models | {"tempered": {"temperature": 21.0}})) != base
     assert key(expanded(training={"epochs": 3})) != base
     assert key(expanded(seeds=[1])) != base
-    other = expand(study.check(TABLES, "tiny"), blobs(), device="cpu", dtype="bfloat16")
+    other = expand(schema.check(TABLES, "tiny"), blobs(), device="cpu", dtype="bfloat16")
     assert key(other) != base
 
 
@@ -308,7 +309,7 @@ def test_the_longest_chain_of_teachers_travels_to_another_process():
 def test_a_teacher_that_exists_already_counts_with_those_that_taught_it():
     taught = [cell for cell in expanded(models=chain(50), attacks={}).cells if cell.function == "train"][-1]
     models = {"teacher": {}, "student": {"teacher": "teacher"}}
-    tables = study.check(TABLES | {"models": models, "attacks": {}}, "tiny")
+    tables = schema.check(TABLES | {"models": models, "attacks": {}}, "tiny")
     with pytest.raises(InputError, match="model student is the last of 51"):
         expand(tables, blobs(), device="cpu", dtype="float32", given={"teacher": taught})
 

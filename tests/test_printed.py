@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from brittle.cli import app
+from brittle.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -160,7 +160,7 @@ def test_what_train_prints_runs_and_so_does_what_made_each_result(run, here):
     assert [words[0] for words in printed] == ["attack", "audit", "explain"]
     for words in printed:
         run(small(shlex.join(words), ""))
-    from brittle.store import Store
+    from brittle.study.store.store import Store
 
     store = Store(here / "an other")
     kinds = {name.partition("-")[0] for name in store.studies()}

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from brittle import data
+from brittle.data.own import read_bytes, read_npz
 from brittle.errors import InputError
-from brittle.reading import read_bytes, read_npz
 
 # Folders ---------------------------------------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ def test_sizes_are_compared_before_pixels_are_decoded(tmp_path: Path):
 
 def test_large_files_are_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = two_classes(tmp_path)
-    monkeypatch.setattr("brittle.reading.LARGEST_IMAGE", 1000)
+    monkeypatch.setattr("brittle.data.own.LARGEST_IMAGE", 1000)
     file.write_bytes(b"x" * 1001)
     refuses(tmp_path, f"{file}: holds more than 1,000 bytes")
     bomb = tmp_path / "bomb.gz"

@@ -11,14 +11,16 @@ from torch import nn
 from typer.testing import CliRunner
 
 import brittle
-from brittle import cells, engine, naming, study
-from brittle.cells import Cell
-from brittle.cli import app
+from brittle.cli.main import app
 from brittle.errors import InputError
-from brittle.networks import build, mlp
-from brittle.opening import open_model
-from brittle.store import Store
-from brittle.working import told
+from brittle.models.networks import build, mlp
+from brittle.study import lookup, schema
+from brittle.study.kinds import cells
+from brittle.study.kinds.cells import Cell
+from brittle.study.load_model import open_model
+from brittle.study.run import scheduler
+from brittle.study.run.worker import told
+from brittle.study.store.store import Store
 
 CPU = torch.device("cpu")
 DIGITS = brittle.data.load("digits")
@@ -157,7 +159,7 @@ def test_a_trusted_study_runs_what_it_names(ran):
     Path("mine.toml").write_text(
         'name = "e"\ntitle = "e"\ndata = "digits"\n[models.one]\nnetwork = "trusted_networks.made"\n'
     )
-    assert study.read("mine.toml", trust=True).models["one"].network == "trusted_networks.made"
+    assert schema.read("mine.toml", trust=True).models["one"].network == "trusted_networks.made"
     assert ran.exists()
 
 
@@ -182,7 +184,7 @@ def test_a_cell_that_names_foreign_code_is_refused(ran):
     cell = kept(store, train("os.mkdir", path=str(ran)))
     assert all(damage is None for _, damage in store.verify())
     assert "--trust" in refused(opened, cell.key, store=store)
-    assert "--trust" in refused(engine.recall, store, cell.key)
+    assert "--trust" in refused(scheduler.recall, store, cell.key)
     for command in (
         ["audit", cell.key, "--data", "digits"],
         ["attack", cell.key, "--data", "digits", "--attack", "song_1"],
@@ -209,7 +211,7 @@ def test_a_record_without_its_parts_is_refused(ran):
     store = Store("store")
     cell = train("brittle.networks.mlp")
     store.put(cell.key, {"function": "train"}, {})
-    assert "does not say what it was made from" in refused(engine.recall, store, cell.key)
+    assert "does not say what it was made from" in refused(scheduler.recall, store, cell.key)
 
 
 # Names ----------------------------------------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ def test_a_record_without_its_parts_is_refused(ran):
         "brittle.networks.torch.os.system",
         "brittle.networks:torch.os.system",
         "brittle.networks.mlp.__globals__",
-        "brittle.cli.main",
+        "brittle.cli.main.main",
         "os.system",
         "builtins.print",
         "subprocess:check_output",
@@ -235,16 +237,16 @@ def test_a_record_without_its_parts_is_refused(ran):
     ],
 )
 def test_a_name_does_not_lead_out_of_brittle(name):
-    for find in (naming.network, naming.attack):
+    for find in (lookup.network, lookup.attack):
         refused(find, name)
 
 
 def test_brittle_s_own_names_need_no_trust():
-    for name in naming.network_names():
+    for name in lookup.network_names():
         assert (
-            naming.network(name)
-            is naming.network(f"brittle.networks.{name}")
-            is naming.network(f"brittle.networks:{name}")
+            lookup.network(name)
+            is lookup.network(f"brittle.networks.{name}")
+            is lookup.network(f"brittle.networks:{name}")
         )
-    for name in naming.attack_names():
-        assert naming.attack(name) is naming.attack(f"brittle.attacks.{name}")
+    for name in lookup.attack_names():
+        assert lookup.attack(name) is lookup.attack(f"brittle.attacks.{name}")

@@ -14,9 +14,9 @@ from mpmath import mp
 from problems import Constant, IdentityLogits, condition, convnet, linear, pictures
 from torch import Tensor
 
-from brittle import softmax as sm
 from brittle.errors import InputError
-from brittle.softmax import SignedLog
+from brittle.models import softmax as sm
+from brittle.models.softmax import SignedLog
 
 DIGITS = 60
 MARGINS = (0.0, 0.3, 15.0, 29.9, 30.1, 90.0, 800.0, 5_000.0)

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from brittle import disk
-from brittle import store as store_module
 from brittle.errors import InputError
-from brittle.store import Cleaned, Store
+from brittle.study.store import files
+from brittle.study.store import store as store_module
+from brittle.study.store.store import Cleaned, Store
 
 KEY = "0123456789abcdef" * 2
 OTHER = "f" * 32
@@ -287,7 +287,7 @@ def test_a_sealed_record_that_lacks_what_a_cell_has_is_said_in_words(store):
     assert (cell.title, cell.seconds) == ("a cell without a title", None)
     cell = store.put(OTHER, {"title": "train", "provenance": {"seconds": 1.5}}, {})
     assert (cell.title, cell.seconds) == ("train", 1.5)
-    (cell.folder / "cell.json").write_bytes(disk.sealed({"files": {"a.safetensors": 3}}))
+    (cell.folder / "cell.json").write_bytes(files.sealed({"files": {"a.safetensors": 3}}))
     assert store.damage(OTHER) == "cell.json: does not name its files"
     assert store.get(OTHER) is None
 

@@ -3,8 +3,9 @@ from datetime import date
 import pytest
 from problems import TABLES
 
-from brittle import attacks, study
+from brittle import attacks
 from brittle.errors import InputError
+from brittle.study import schema
 
 
 def deep(times):
@@ -16,21 +17,21 @@ def deep(times):
 
 
 def changed(**tables):
-    return study.check(TABLES | tables, "tiny")
+    return schema.check(TABLES | tables, "tiny")
 
 
 @pytest.mark.parametrize("name", ["quickstart", "song-2017", "song-2017-code", "song-2017-sweep"])
 def test_the_studies_that_come_with_brittle_are_studies(name):
-    assert study.read(name).name == name
+    assert schema.read(name).name == name
 
 
 def test_lo_and_dings_networks_train_as_published():
-    faces, cifar = (study.read("lo-ding", size=size) for size in ("faces", "cifar10"))
+    faces, cifar = (schema.read("lo-ding", size=size) for size in ("faces", "cifar10"))
     own = faces.training
     assert (own.network, own.epochs, own.learning_rate) == ("brittle.networks.lo_ding_faces", 250, 0.1)
     assert (own.momentum, own.batch_size, len(faces.seeds)) == (0.0, 16, 5)
     assert faces.units["maps"].classes == [f"subject{identity:02d}" for identity in (7, 10, 12, 14, 15)]
-    alexnet, mlp = (study.chosen(cifar, cifar.models[name]) for name in ("pseudo_alexnet", "mlp"))
+    alexnet, mlp = (schema.chosen(cifar, cifar.models[name]) for name in ("pseudo_alexnet", "mlp"))
     assert (alexnet["learning_rate"], alexnet["momentum"], mlp["learning_rate"]) == (0.01, 0.9, 0.1)
     assert alexnet["epochs"] == mlp["epochs"] == round(10_000 * 128 / 45_000)
 
@@ -73,7 +74,7 @@ teacher = "teacher"
 def test_a_study_in_sizes_is_its_file_with_one_of_them_put_over_it(tmp_path):
     path = tmp_path / "growing.toml"
     path.write_text(GROWING)
-    plain, small, large = (study.read(str(path), size=size) for size in (None, "small", "large"))
+    plain, small, large = (schema.read(str(path), size=size) for size in (None, "small", "large"))
     assert (plain.name, plain.rows, plain.training.temperature) == ("growing", 100, [1.0, 20.0])
     assert (small.name, small.rows, small.training.temperature, list(small.models)) == (
         "growing-small",
@@ -84,15 +85,15 @@ def test_a_study_in_sizes_is_its_file_with_one_of_them_put_over_it(tmp_path):
     assert (large.name, large.rows, large.training.temperature) == ("growing-large", 100, [1.0, 20.0])
     assert list(large.models) == ["teacher", "student"]
     assert small.training.epochs == large.training.epochs == 2
-    assert study.read(str(path), ["training.epochs=7"], "large").training.epochs == 7
+    assert schema.read(str(path), ["training.epochs=7"], "large").training.epochs == 7
     with pytest.raises(InputError, match="'smal': did you mean 'small'"):
-        study.read(str(path), size="smal")
+        schema.read(str(path), size="smal")
     with pytest.raises(InputError, match="study quickstart has no sizes, got 'small'"):
-        study.read("quickstart", size="small")
+        schema.read("quickstart", size="small")
 
 
 def test_mandal_and_guo_train_and_attack_as_published_in_full():
-    full = study.read("mandal-guo", size="full")
+    full = schema.read("mandal-guo", size="full")
     own = full.training
     assert (own.epochs, own.batch_size, own.learning_rate, own.learning_rate_decay) == (50, 128, 0.01, 1e-6)
     assert (own.momentum, own.temperature, full.rows) == (0.9, [1, 2, 5, 10, 20, 30, 40], "all")
@@ -100,12 +101,12 @@ def test_mandal_and_guo_train_and_attack_as_published_in_full():
     assert [full.models[name].teacher for name in chain] == [None, *chain[:-1]]
     assert full.models["control"].epochs == 50 * len(chain)
     for size, generations in (("small", 3), ("medium", 5)):
-        control, epochs = (study.read("mandal-guo", size=size).models["control"].epochs for _ in range(2))
-        assert control == epochs == study.read("mandal-guo", size=size).training.epochs * generations
+        control, epochs = (schema.read("mandal-guo", size=size).models["control"].epochs for _ in range(2))
+        assert control == epochs == schema.read("mandal-guo", size=size).training.epochs * generations
 
 
 def test_the_published_settings_of_song_are_its_defaults():
-    song = study.read("song-2017")
+    song = schema.read("song-2017")
     assert (song.data, song.rows, song.training.epochs, song.training.batch_size) == ("mnist", "all", 50, 128)
     assert (song.training.learning_rate, song.training.momentum) == (0.1, 0.5)
     assert song.models["distilled"].learning_rate == 0.05
@@ -114,7 +115,7 @@ def test_the_published_settings_of_song_are_its_defaults():
 
 def test_songs_code_differs_from_his_text_in_nothing_else():
     same = {"data", "layout", "rows", "shard_rows", "seeds", "training", "models", "attacks"}
-    text, code = (study.read(name).model_dump(include=same) for name in ("song-2017", "song-2017-code"))
+    text, code = (schema.read(name).model_dump(include=same) for name in ("song-2017", "song-2017-code"))
     del text["attacks"]["song_4_by_index"]  # costly, and shown once
     for recipe in (text, code):
         for key in ("nesterov", "weight_decay", "decay_on", "network_options"):
@@ -138,7 +139,7 @@ def test_songs_code_differs_from_his_text_in_nothing_else():
 )
 def test_a_setting_is_read_as_toml_or_as_a_string(setting, path, value):
     tables = {}
-    study.put(tables, setting)
+    schema.put(tables, setting)
     for step in path:
         tables = tables[step]
     assert tables == value
@@ -215,11 +216,11 @@ def test_what_is_wrong_with_a_study_is_said(tables, said):
 
 def test_a_list_is_a_value_where_the_option_is_a_list_and_a_grid_elsewhere():
     def axes(**options):
-        return study.axes_of(attacks.linear_mask, options)
+        return schema.axes_of(attacks.linear_mask, options)
 
     assert axes(etas=[750]) == {}
     assert axes(etas=[[0, 750], [750]]) == {"etas": [[0, 750], [750]]}
-    assert study.axes_of(attacks.song_1, {"max_pixels": [1, 2], "arithmetic": "exact"}) == {"max_pixels": [1, 2]}
+    assert schema.axes_of(attacks.song_1, {"max_pixels": [1, 2], "arithmetic": "exact"}) == {"max_pixels": [1, 2]}
     for etas in ([750], [[0, 750], [750]]):
         read = changed(attacks={"a": {"function": "linear_mask", "etas": etas, "targets": "every"}})
         assert read.attacks["a"].model_extra == {"etas": etas}
@@ -228,24 +229,24 @@ def test_a_list_is_a_value_where_the_option_is_a_list_and_a_grid_elsewhere():
 @pytest.mark.parametrize("setting", ["training.epochs=" + "[" * 2000 + "]" * 2000, ".".join(["a"] * 2000) + "=1"])
 def test_a_setting_that_is_nested_too_deeply_is_refused(setting):
     with pytest.raises(InputError, match=r"(nested|key) more than 20 deep") as raised:
-        study.put({}, setting)
+        schema.put({}, setting)
     assert len(str(raised.value)) < 200
 
 
 def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path):
     (tmp_path / "deep.toml").write_text("a = " + "[" * 3000 + "]" * 3000)
     with pytest.raises(InputError, match=r"deep\.toml is nested more than 20 deep"):
-        study.read(str(tmp_path / "deep.toml"))
+        schema.read(str(tmp_path / "deep.toml"))
 
 
 @pytest.mark.parametrize("name", ["lo-ding", "mandal-guo", "units-of-distillation"])
 def test_a_built_in_study_that_needs_a_size_names_them(name):
     with pytest.raises(InputError, match=r"missing.*; its sizes, for --size, are (cifar10|digits), (faces|full|mnist)"):
-        study.read(name)
+        schema.read(name)
 
 
 def test_a_study_as_it_is_run_has_each_model_s_own_settings():
-    told = study.as_run(changed(training={"epochs": 7}, models={"plain": {}, "other": {"epochs": 3}}, attacks={}))
+    told = schema.as_run(changed(training={"epochs": 7}, models={"plain": {}, "other": {"epochs": 3}}, attacks={}))
     assert [told["models"][name]["epochs"] for name in ("plain", "other")] == [7, 3]
     assert told["models"]["plain"]["teacher"] is None
 
@@ -259,9 +260,9 @@ def test_every_wrong_key_is_said_at_once():
 
 def test_files_that_are_no_studies_are_said_by_name(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.toml cannot be read"):
-        study.read(str(tmp_path / "nothing.toml"))
+        schema.read(str(tmp_path / "nothing.toml"))
     (tmp_path / "bad.toml").write_text("name = [")
     with pytest.raises(InputError, match=r"bad\.toml is not TOML"):
-        study.read(str(tmp_path / "bad.toml"))
+        schema.read(str(tmp_path / "bad.toml"))
     with pytest.raises(InputError, match="did you mean 'song-2017'"):
-        study.read("song2017")
+        schema.read("song2017")

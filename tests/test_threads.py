@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from brittle import threads
+from brittle.study.run import threads
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="affinity and control groups are Linux's")
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from brittle.data import Data, Split
 from brittle.errors import InputError
-from brittle.training import DecayOn, Diverged, Fitted, fit, resolve_device, resolve_dtype
+from brittle.models.fit import DecayOn, Diverged, Fitted, fit, resolve_device, resolve_dtype
 
 BLOBS = blobs()
 RECIPE: dict[str, Any] = {"epochs": 4, "batch_size": 16, "momentum": 0.9, "seed": 3}

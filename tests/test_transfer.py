@@ -15,7 +15,7 @@ from brittle.attacks.masks import linear_mask
 from brittle.attacks.result import AttackResult, measured
 from brittle.errors import InputError
 from brittle.measures import Share
-from brittle.transfer import transfer, transfer_matrix
+from brittle.measures.transfer import transfer, transfer_matrix
 
 MODELS = {name: convnet(seed=seed, gain=40) for seed, name in enumerate(("one", "two", "three"))}
 

@@ -5,9 +5,9 @@ from problems import Constant, IdentityLogits
 from torch import nn
 
 from brittle.data import Data, Split
-from brittle.mask_cells import WAYS, masks
 from brittle.progress import silent
-from brittle.unit_cells import units
+from brittle.study.kinds.masks import WAYS, masks
+from brittle.study.kinds.units import units
 
 CPU = torch.device("cpu")
 

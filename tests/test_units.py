@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from brittle import fit
 from brittle.errors import InputError
-from brittle.networks import build, frozen, lo_ding_faces, papernot_mnist
-from brittle.softmax import SignedLog
+from brittle.models.networks import build, frozen, lo_ding_faces, papernot_mnist
+from brittle.models.softmax import SignedLog
 from brittle.units import (
     KnockoutCurve,
     Ranked,

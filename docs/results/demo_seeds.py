@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 import brittle
 from brittle.measures import accuracy
-from brittle.networks import build, papernot_mnist
-from brittle.study import built_in
+from brittle.models.networks import build, papernot_mnist
+from brittle.study.schema import built_in
 
 HERE = Path(__file__).parent
 SEEDS, THREADS, DTYPES, TEMPERATURES = range(20), (1, 2, 4), ("float32", "bfloat16"), (1.0, 20.0)

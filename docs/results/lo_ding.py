@@ -22,7 +22,7 @@ from making import claims_table, hours, made_with, markdown, pictures, report
 from brittle.report import gather, knockouts
 from brittle.report.contents import Report
 from brittle.report.profiles import ranked
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 FOLDER = Path(__file__).parent / "lo-ding"
 FACES, CIFAR10 = "lo-ding-faces", "lo-ding-cifar10"

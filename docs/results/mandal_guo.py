@@ -15,7 +15,7 @@ from typing import Any
 
 from making import claims_table, hours, made_with, markdown, pictures, report
 
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 FOLDER = Path(__file__).parent / "mandal-guo"
 STUDY = "mandal-guo-small"

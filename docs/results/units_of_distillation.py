@@ -17,7 +17,7 @@ from making import hours, made_with, markdown, percent, pictures, report
 
 from brittle.report import carrying, gather
 from brittle.report.contents import Report
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 FOLDER = Path(__file__).parent / "units-of-distillation"
 STUDIES = {"digits": "units-of-distillation-digits", "mnist": "units-of-distillation-mnist"}

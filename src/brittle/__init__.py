@@ -21,15 +21,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from brittle import attacks, data, measures, networks, progress, softmax, transfer, units
+    from brittle import attacks, data, measures, progress, units
     from brittle.attacks.result import AttackResult
     from brittle.auditing import Audit, audit
     from brittle.data import Data, Split
-    from brittle.distillation import distill, soft_labels
     from brittle.errors import InputError
-    from brittle.training import fit
+    from brittle.measures import transfer
+    from brittle.models import networks, softmax
+    from brittle.models.distill import distill, soft_labels
+    from brittle.models.fit import fit
 
-_MODULES = ("attacks", "data", "measures", "networks", "progress", "softmax", "transfer", "units")
+_MODULES = {
+    "attacks": "attacks",
+    "data": "data",
+    "measures": "measures",
+    "networks": "models.networks",
+    "progress": "progress",
+    "softmax": "models.softmax",
+    "transfer": "measures.transfer",
+    "units": "units",
+}
 _HOMES = {
     "AttackResult": "attacks.result",
     "Audit": "auditing",
@@ -37,9 +48,9 @@ _HOMES = {
     "InputError": "errors",
     "Split": "data",
     "audit": "auditing",
-    "distill": "distillation",
-    "fit": "training",
-    "soft_labels": "distillation",
+    "distill": "models.distill",
+    "fit": "models.fit",
+    "soft_labels": "models.distill",
 }
 
 __all__ = [
@@ -65,7 +76,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"brittle.{name}")
+        return import_module(f"brittle.{_MODULES[name]}")
     if name in _HOMES:
         return getattr(import_module(f"brittle.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'brittle' has no attribute {name!r}")

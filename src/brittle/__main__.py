@@ -1,6 +1,6 @@
 """`python -m brittle`."""
 
-from brittle.cli import main
+from brittle.cli.main import main
 
 if __name__ == "__main__":
     main()

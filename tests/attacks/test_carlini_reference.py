@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.attacks import carlini_l0
-from brittle.networks import build, frozen
+from brittle.models.networks import build, frozen
 
 IMAGES, TRAINED = 24, 1300
 pytestmark = pytest.mark.slow

@@ -25,7 +25,7 @@ from brittle import attacks
 from brittle.attacks.options import check_options
 from brittle.attacks.result import AttackResult, predictions
 from brittle.errors import InputError
-from brittle.networks import frozen
+from brittle.models.networks import frozen
 
 SHAPE = (1, 8, 8)
 IMAGES = pictures(5, SHAPE)

@@ -11,7 +11,7 @@ import torch
 from problems import Brightness, Constant, Counting, convnet, linear, pictures, predicted
 from torch import Tensor, nn
 
-from brittle.attacks.descent import Ball, fgsm, pgd
+from brittle.attacks.pgd import Ball, fgsm, pgd
 from brittle.attacks.result import AttackResult
 from brittle.attacks.square import noise, square
 from brittle.attacks.streams import Streams

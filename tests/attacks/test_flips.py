@@ -12,8 +12,8 @@ from problems import Counting, condition, convnet, pictures
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brittle.attacks.flips import flip_logits
-from brittle.networks import Scaled, build, frozen, papernot_cifar, papernot_mnist
+from brittle.attacks.pixel_flips import flip_logits
+from brittle.models.networks import Scaled, build, frozen, papernot_cifar, papernot_mnist
 
 
 class Residual(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.attacks import AttackResult, song_1, song_2, song_3, song_4
-from brittle.attacks.flips import flip_logits
+from brittle.attacks.pixel_flips import flip_logits
 from brittle.attacks.result import check_request
 
 ATTACKS = {1: song_1, 2: song_2, 3: song_3, 4: song_4}

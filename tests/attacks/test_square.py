@@ -9,7 +9,7 @@ import torch
 from problems import Brightness, convnet, linear, pictures, predicted
 from torch import Tensor, nn
 
-from brittle.attacks.descent import pgd
+from brittle.attacks.pgd import pgd
 from brittle.attacks.square import noise, square
 
 both = pytest.mark.parametrize(("norm", "p", "eps"), [("linf", torch.inf, 0.3), ("l2", 2, 1.0)])

@@ -11,8 +11,8 @@ from problems import Counting, convnet, linear, pictures, predicted
 from torch import Tensor, nn
 
 from brittle.attacks import AttackResult, carlini_l0, carlini_l2, carlini_linf
+from brittle.attacks.all_targets import cases, every_target
 from brittle.attacks.result import measured
-from brittle.attacks.targets import cases, every_target
 from brittle.errors import InputError
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import brittle
-from brittle.attacks.descent import pgd
+from brittle.attacks.pgd import pgd
 from brittle.data import Data
-from brittle.networks import build, seeded
+from brittle.models.networks import build, seeded
 
 EPS = 0.3  # of digits as of MNIST; robust networks of this size hold 0.1
 SMALL = 0.1

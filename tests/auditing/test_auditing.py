@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.auditing import Audit, audit, usual_eps
-from brittle.auditing.battery import Ledger, Step
 from brittle.auditing.checks import check, monotone, worth_of
-from brittle.auditing.door import look_in
 from brittle.auditing.gradients import Gradients, look_at
+from brittle.auditing.sanity import look_in
+from brittle.auditing.suite import Ledger, Step
 from brittle.auditing.verdict import compared, decide, named
-from brittle.auditing.views import Averaged, Logged, Scaled, StraightThrough, works
+from brittle.auditing.wrappers import Averaged, Logged, Scaled, StraightThrough, works
 from brittle.data import Split
 from brittle.errors import InputError
 from brittle.measures import Share, paired

@@ -7,7 +7,7 @@ import torch
 from auditing.cases import CASES, EPS, SMALL, Case, certified, chain, data, hardened, reference, undefended
 
 from brittle.auditing import audit
-from brittle.auditing.ledger import Norm
+from brittle.auditing.best_found import Norm
 
 ROWS = 100
 
@@ -41,7 +41,7 @@ def test_no_more_is_left_than_a_certificate_allows_and_no_less_than_it_promises(
 def test_no_more_is_left_than_autoattack_leaves(name: str, eps: float):
     pytest.importorskip("pyautoattack")
     from brittle.attacks.result import predictions
-    from brittle.auditing.battery import autoattack
+    from brittle.auditing.suite import autoattack
 
     model = {"undefended": undefended, "tempered": lambda: chain()[0], "hardened": hardened}[name]()
     rows = 40

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from brittle.attacks.result import AttackResult
-from brittle.cells import pack
-from brittle.store import Store
+from brittle.study.kinds.cells import pack
+from brittle.study.store.store import Store
 
 HOSTILE = "<script>alert(1)</script>"
 CLASSES = [HOSTILE, "a class whose name goes on and on", "=1+1"]

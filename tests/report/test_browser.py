@@ -19,7 +19,7 @@ from PIL import Image
 
 from brittle.report import Report, gather, write
 from brittle.report.contents import Attack, Audited, Found, Steps
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from brittle.models.softmax import SignedLog
 from brittle.report import Report, figures, gather, pictures
-from brittle.softmax import SignedLog
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 HOSTILE = "<script>alert(1)</script>"
 Build = Callable[..., Store]

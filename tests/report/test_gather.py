@@ -13,7 +13,7 @@ from brittle.measures import Share
 from brittle.report import gather, table, verdict_sentences
 from brittle.report.contents import NOT_DONE, Bound
 from brittle.report.verdicts import percent
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 HOSTILE = "<script>alert(1)</script>"
 Build = Callable[..., Store]

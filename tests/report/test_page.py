@@ -14,7 +14,7 @@ from brittle import measures
 from brittle.report import Report, claims, gather, table
 from brittle.report.page import html
 from brittle.report.results import as_csv, as_json
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 Build = Callable[..., Store]
 

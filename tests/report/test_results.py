@@ -18,7 +18,7 @@ from brittle.measures import Share
 from brittle.report import Report, gather, table, write
 from brittle.report.contents import Bound
 from brittle.report.results import COLUMNS, as_csv, as_json
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 HOSTILE = "<script>alert(1)</script>"
 Build = Callable[..., Store]

@@ -11,7 +11,7 @@ from made import model, report
 
 from brittle.report import gather
 from brittle.report.samples import samples
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 
 def test_each_model_has_one_image_a_class_with_the_pixels_that_each_attack_took(build: Callable[..., Store]):

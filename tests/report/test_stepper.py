@@ -15,7 +15,7 @@ from PIL import Image
 from brittle.report import Report, gather, stepper
 from brittle.report.contents import Attack, Found, Steps
 from brittle.report.page import html
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 HOSTILE = "<script>alert(1)</script>"
 Build = Callable[..., Store]

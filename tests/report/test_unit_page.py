@@ -7,12 +7,13 @@ import pytest
 import torch
 from problems import blobs
 
-from brittle import engine, study
-from brittle.plan import expand
 from brittle.report import figures, gather, knockouts
 from brittle.report.page import html
-from brittle.store import Store
-from brittle.working import Worker
+from brittle.study import schema
+from brittle.study.expand import expand
+from brittle.study.run import scheduler
+from brittle.study.run.worker import Worker
+from brittle.study.store.store import Store
 
 TABLES = {
     "name": "tiny",
@@ -32,9 +33,9 @@ TABLES = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     data, made = blobs(), Store(tmp_path_factory.mktemp("store"))
-    plan = expand(study.check(TABLES, "tiny"), data, device="cpu", dtype="float32")
+    plan = expand(schema.check(TABLES, "tiny"), data, device="cpu", dtype="float32")
     made.write_study("tiny", plan.record)
-    engine.run(plan.cells, made, engine.Here(Worker(made, lambda _: data, torch.device("cpu"))))
+    scheduler.run(plan.cells, made, scheduler.Here(Worker(made, lambda _: data, torch.device("cpu"))))
     return made
 
 

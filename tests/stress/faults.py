@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from brittle.store import Store
+from brittle.study.store.store import Store
 
 STUDY = Path(__file__).with_name("small.toml")
 CODE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from brittle.cli import main; main()"
@@ -343,7 +343,7 @@ def command_of(pid: int) -> str:
 @contextmanager
 def cluster(nodes: int = 2) -> Iterator[tuple[Any, list[Any]]]:
     """A Ray cluster on this machine that listens on loopback only, and its nodes of one processor each."""
-    from brittle.on_ray import ALONE
+    from brittle.study.run.ray_pool import ALONE
 
     os.environ.update(ALONE)
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)  # Ray keeps the first that a process has

@@ -1,12 +1,12 @@
 """Attacks: functions (model, images, labels, *, targets=None, ...) -> AttackResult."""
 
+from brittle.attacks.all_targets import Cases, cases, every_target
 from brittle.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
-from brittle.attacks.descent import fgsm, pgd
 from brittle.attacks.masks import borrowed_mask, class_mask, linear_mask, transferred
-from brittle.attacks.pixels import song_1, song_2, song_3, song_4
+from brittle.attacks.pgd import fgsm, pgd
 from brittle.attacks.result import AttackResult, Bound
+from brittle.attacks.song import song_1, song_2, song_3, song_4
 from brittle.attacks.square import noise, square
-from brittle.attacks.targets import Cases, cases, every_target
 
 __all__ = [
     "AttackResult",

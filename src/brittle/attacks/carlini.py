@@ -21,9 +21,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from brittle.attacks.minimal_norm import Aim, Best, Look, Norm, Plan, Runs, closest, wide
 from brittle.attacks.options import Count, Natural, NonNegative, Positive, Seed, checked
 from brittle.attacks.result import AttackResult
-from brittle.attacks.search import Aim, Best, Look, Norm, Plan, Runs, closest, wide
 from brittle.attacks.streams import Streams
 from brittle.progress import Progress, silent
 

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from brittle.attacks.options import Count, Positive, Seed, Strengths, checked
 from brittle.attacks.result import BATCH, AttackResult, Bound, Request, check_request, checked_images, frozen, logits_of
 from brittle.errors import InputError, unknown
-from brittle.networks import input_gradient
+from brittle.models.networks import input_gradient
+from brittle.models.softmax import log_odds
 from brittle.progress import Progress, part, silent
-from brittle.softmax import log_odds
 
 Output = Literal["logits", "softmax"]
 ETAS = tuple(range(0, 12_751, 250))  # Lo and Ding, section IX-A; the steps are ours

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from brittle.errors import InputError, unknown
-from brittle.softmax import TEMPERATURES
+from brittle.models.softmax import TEMPERATURES
 
 P = ParamSpec("P")
 R = TypeVar("R")

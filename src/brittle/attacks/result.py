@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError, first_line
-from brittle.networks import frozen, logits_of
+from brittle.models.networks import frozen, logits_of
 
 __all__ = [
     "BATCH",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.descent import Ball, BallNorm, Found, Objective, length
 from brittle.attacks.options import Count, Portion, Positive, Seed, checked
+from brittle.attacks.pgd import Ball, BallNorm, Found, Objective, length
 from brittle.attacks.result import BATCH, AttackResult, check_request, frozen, logits_of
 from brittle.attacks.streams import Streams
 from brittle.progress import Progress, silent

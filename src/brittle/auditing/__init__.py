@@ -17,17 +17,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from brittle.attacks.result import logits_in_batches
 from brittle.auditing import checks
-from brittle.auditing.battery import BUDGETS, Battery, Step, median_lead
+from brittle.auditing.best_found import Ledger, Norm, within
 from brittle.auditing.checks import Check
-from brittle.auditing.door import Door, check_outputs, look_in
 from brittle.auditing.gradients import Gradients
-from brittle.auditing.ledger import Ledger, Norm, within
+from brittle.auditing.sanity import Door, check_outputs, look_in
+from brittle.auditing.suite import BUDGETS, Battery, Step, median_lead
 from brittle.auditing.verdict import CAUSES, Verdict, compared, decide, interval
-from brittle.auditing.views import Scaled
+from brittle.auditing.wrappers import Scaled
 from brittle.data import Data, Split, as_split
 from brittle.errors import InputError, unknown
 from brittle.measures import Paired, Share, accuracy, paired, share
-from brittle.networks import frozen, logits_of, seeded
+from brittle.models.networks import frozen, logits_of, seeded
 from brittle.progress import Progress, barred, silent
 
 __all__ = ["CAUSES", "Audit", "Check", "Curve", "Door", "Gradients", "Picture", "Step", "Verdict", "audit", "usual_eps"]

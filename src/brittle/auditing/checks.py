@@ -15,13 +15,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.descent import Ball, Objective, fading, pgd
+from brittle.attacks.pgd import Ball, Objective, fading, pgd
 from brittle.attacks.result import frozen
 from brittle.attacks.streams import Streams
-from brittle.auditing.battery import Battery, Step
-from brittle.auditing.door import Door
 from brittle.auditing.gradients import MATERIAL, Gradients, gradient_of
-from brittle.networks import seeded
+from brittle.auditing.sanity import Door
+from brittle.auditing.suite import Battery, Step
+from brittle.models.networks import seeded
 
 ROWS = 200  # looked at where every row would add little
 STARTS = 5  # of the walk in a two-class problem, at least

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brittle.attacks.descent import Loss, Objective
+from brittle.attacks.pgd import Loss, Objective
 from brittle.attacks.result import BATCH, frozen, logits_of
-from brittle.auditing.views import Scaled
+from brittle.auditing.wrappers import Scaled
 from brittle.errors import InputError
 from brittle.measures import NEGLIGIBLE
-from brittle.networks import seeded
-from brittle.softmax import log_odds, loss_gradient
+from brittle.models.networks import seeded
+from brittle.models.softmax import log_odds, loss_gradient
 
 MATERIAL = 0.10  # Croce and Hein 2020, abstract: re-attacked defences lose "often more than 10 %"
 FLOAT32 = -37.0  # log10 of the least number that float32 holds at full precision

@@ -24,10 +24,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from brittle.auditing.battery import Step
 from brittle.auditing.checks import Check, worth_of
-from brittle.auditing.door import Door
 from brittle.auditing.gradients import MATERIAL, Gradients
+from brittle.auditing.sanity import Door
+from brittle.auditing.suite import Step
 from brittle.measures import Paired, Share
 
 CAUSES = {

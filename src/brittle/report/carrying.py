@@ -11,11 +11,11 @@ import torch
 from matplotlib.figure import Figure
 
 from brittle.measures import mean_of_seeds
+from brittle.models.softmax import SignedLog
 from brittle.report import knockouts
 from brittle.report.contents import RANDOM, Carriers, Model, Report, Units
 from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import legible
-from brittle.softmax import SignedLog
 from brittle.units import rank_agreement
 
 COST = 0.05  # of the clean images that were right: what a defence may lose

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from brittle.attacks.masks import ETA_SCALE
-from brittle.mask_cells import WAYS
 from brittle.report.contents import Masks, Model, Report
 from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import data_uri, escaped, legible, picture, text
+from brittle.study.kinds.masks import WAYS
 
 _TITLES = {
     "trained": "training images",

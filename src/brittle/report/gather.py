@@ -14,8 +14,6 @@ from torch.nn import functional as F
 
 from brittle import measures
 from brittle.attacks.result import Bound
-from brittle.audit_cells import record_of
-from brittle.cells import attacked_rows, unpack
 from brittle.errors import InputError
 from brittle.measures import Mean, Share
 from brittle.report.contents import (
@@ -36,7 +34,9 @@ from brittle.report.contents import (
     Units,
 )
 from brittle.report.writing import printable
-from brittle.store import Store, Stored
+from brittle.study.kinds.audit import record_of
+from brittle.study.kinds.cells import attacked_rows, unpack
+from brittle.study.store.store import Store, Stored
 
 _T = TypeVar("_T")
 _VALUES = ("brittle", "torch", "python", "platform", "processor", "threads", "device")

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from brittle.attacks.result import AttackResult
+from brittle.models.softmax import SignedLog
 from brittle.report.contents import BOTH, Attack, Model, Report
 from brittle.report.lineage import chains, plain
 from brittle.report.sizes import NORMS, written
-from brittle.softmax import SignedLog
 
 MODELS = 4  # side by side on a page
 _TILE, _NEAR, _FAR, _TOP, _FOOT = 96, 12, 28, 42, 38  # sizes and gaps in px

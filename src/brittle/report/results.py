@@ -13,15 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from brittle.carrier_cells import ORDERS, SIDES
-from brittle.mask_cells import CLIPPED, WAYS
 from brittle.measures import Flips, Mean, Robustness, Share, why_not_learned
 from brittle.report.audit import without_images
 from brittle.report.contents import RANDOM, Attack, Carriers, Found, Masks, Model, Report, Units
 from brittle.report.gradients import Split, splits
 from brittle.report.samples import Sample, samples
 from brittle.report.verdicts import stated, verdict_sentences
-from brittle.unit_cells import SCOPES
+from brittle.study.kinds.carriers import ORDERS, SIDES
+from brittle.study.kinds.masks import CLIPPED, WAYS
+from brittle.study.kinds.units import SCOPES
 
 FORMAT = 2  # raise it when a key of results.json changes its meaning or goes away
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from brittle.models.softmax import SignedLog
 from brittle.report.contents import BOTH, Model, Report, remembered
 from brittle.report.pictures import largest_of, mean_of
-from brittle.softmax import SignedLog
 
 
 @dataclass(frozen=True)

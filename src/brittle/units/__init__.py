@@ -14,6 +14,7 @@ cannot hold comes as a `SignedLog`, its sign and the log10 of its magnitude. Wit
 where dm/do keeps its scale and the factor is known by its logarithm.
 """
 
+from brittle.units.activations import activity, outputs, telling_layers
 from brittle.units.gradients import (
     Output,
     class_gradient,
@@ -22,9 +23,8 @@ from brittle.units.gradients import (
     rank_agreement,
     rank_units,
 )
-from brittle.units.silencing import KnockoutCurve, knockout, knockout_curves, knockout_orders, predictions_without
+from brittle.units.knockout import KnockoutCurve, knockout, knockout_curves, knockout_orders, predictions_without
 from brittle.units.unit import Ranked, Unit
-from brittle.units.watching import activity, outputs, telling_layers
 
 __all__ = [
     "KnockoutCurve",

@@ -12,9 +12,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 from brittle.errors import InputError, unknown
-from brittle.networks import frozen, logits_of
+from brittle.models.networks import frozen, logits_of
+from brittle.models.softmax import LN10, SignedLog, check_temperature, log_odds
 from brittle.progress import Progress, barred, silent
-from brittle.softmax import LN10, SignedLog, check_temperature, log_odds
 from brittle.units.hooks import door, each_class, replaced, same_shape
 from brittle.units.unit import Ranked, Unit
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError, unknown
-from brittle.networks import frozen, logits_of
+from brittle.models.networks import frozen, logits_of
 
 # The request ----------------------------------------------------------------------------------------------------------
 

@@ -362,7 +362,7 @@ def _largest(song: _Song, role: str) -> Tensor:
 
 def _losses(song: _Song, role: str) -> str:
     """'the float32 loss is not 0 for 3.2 % of the test images', with its interval."""
-    from brittle.softmax import cross_entropy_float32
+    from brittle.models.softmax import cross_entropy_float32
 
     losses = _joined([cross_entropy_float32(one.logits, one.labels) for one in song.measured(role)])
     share = Number.percent(measures.share(losses != 0))

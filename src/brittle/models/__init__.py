@@ -1,0 +1,1 @@
+"""Networks, training them, distilling them, and the softmax that they end in."""

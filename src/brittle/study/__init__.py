@@ -1,0 +1,1 @@
+"""Studies: a TOML file becomes cells; cells are computed, stored and read back."""

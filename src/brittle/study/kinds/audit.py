@@ -1,0 +1,58 @@
+"""What the store keeps of an audit: its record, and the images of its pictures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from brittle.auditing import audit
+from brittle.data import Data
+from brittle.progress import Progress
+from brittle.study.store.store import Stored
+
+OPTIONS = ("norm", "eps", "rows", "budget", "seed")
+
+
+def audited(
+    model: nn.Module,
+    reference: nn.Module | None,
+    data: Data,
+    params: Mapping[str, Any],
+    folder: Path,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """An audit on the test split.
+
+    Args:
+        model, reference: see `brittle.audit`.
+        data: its test split is attacked.
+        params: OPTIONS, as `brittle.audit` has them.
+        folder: for what is done, so that an audit that is killed goes on from there.
+        progress: told attacks.
+
+    Returns:
+        `Audit.record()` as 'audit', and `Audit.images()` as the tensors 'pictures'.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, on copying an exported graph
+        found = audit(
+            model,
+            data.test,
+            reference=reference,
+            checkpoint=folder / "audit.safetensors",
+            progress=progress,
+            **{name: params[name] for name in OPTIONS},
+        )
+    return {"audit": found.record()}, {"pictures": found.images()}
+
+
+def record_of(stored: Stored) -> dict[str, Any]:
+    """The record of a stored audit, each picture with its images, 'clean' and 'adversarial', (C, H, W)."""
+    record, images = stored.scalars["audit"], stored.tensors("pictures")
+    pairs = zip(record["pictures"], images["clean"], images["adversarial"], strict=True)
+    pictures = [{**told, "clean": clean, "adversarial": adversarial} for told, clean, adversarial in pairs]
+    return {**record, "pictures": pictures}

@@ -1,0 +1,117 @@
+"""What a study stores of the units that carry an adversarial change, and of what is left of it when they go.
+
+Units are whole maps or dense units, numbered from 0 through all layers that were asked for, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brittle.attacks import pgd
+from brittle.data import Data
+from brittle.models.softmax import SignedLog
+from brittle.progress import Progress, part, silent
+from brittle.study.kinds.units import flat
+from brittle.units import knockout_curves, prediction_gradient, rank_agreement, rank_units
+from brittle.units.gradients import norm_of_maps
+
+ORDERS = ("carriers", "important")  # in which units go, as they are stored; random ones follow
+SIDES = ("clean", "adversarial")  # the images that are counted
+_AT_ONCE = 64  # images whose gradients are held at once
+
+
+def carriers(
+    model: nn.Module, data: Data, params: Mapping[str, Any], device: torch.device, progress: Progress
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Which units an adversarial change goes through, and whether knocking them out undoes it.
+
+    Images that the model has right are moved by projected gradient descent on the margin, to the end of its walk: a
+    change that stops at the border would be undone by anything. A unit carries as much as the gradient of the flipped
+    decision, z_wrong - z_label at the adversarial image, has there, over positions and then in the mean over images;
+    it is as important as the gradient of z_label at the clean image.
+
+    Args:
+        model: (B, C, H, W) in [0, 1] -> (B, K).
+        data: the first `params["images"]` images of the test split are looked at.
+        params: 'layers', 'eps' (L-infinity), 'random' (D draws), 'seed' of them and of the walk, 'points' of the curves
+            (P).
+        device: to compute on.
+        progress: told in three parts: the walk, gradients, knockouts.
+
+    Returns:
+        Scalars: 'layers', the number of units of each; 'gone' (P,); 'images', n that the model had right and the walk
+        fooled, of 'tried'; 'agreement', Kendall's tau of the two rankings, None where no image was fooled.
+        Tensors 'carriers': 'carriers' and 'important' (U,), log10; 'right' (2 + D, 2, P), how many of the n images the
+        model has right when so many units are gone, by ORDERS and then draws, and by SIDES.
+    """
+    images, labels = (each[: params["images"]].to(device) for each in (data.test.images, data.test.labels))
+    told = part(progress, 0, 3, 10)
+    walked = pgd(
+        model, images, labels, eps=params["eps"], loss="margin", keep="last", seed=params["seed"], progress=told
+    )
+    took = walked.success & ~walked.trivial
+    images, moved, labels = images[took], walked.adversarial[took], labels[took]
+    scalars: dict[str, Any] = {"images": len(images), "tried": int((~walked.trivial).sum()), "agreement": None}
+    if not len(images):
+        nothing = torch.zeros(len(ORDERS) + params["random"], len(SIDES), 0, dtype=torch.int32)
+        return scalars | {"layers": {}, "gone": []}, {"carriers": {"right": nothing}}
+    told = part(progress, 3, 5, 10)
+    flip, own = _gradients(model, images, moved, labels, walked.prediction[took], params["layers"], told)
+    orders = {"carriers": flip, "important": own} | _random(own, params["random"], params["seed"])
+    curves = knockout_curves(
+        model,
+        torch.cat([images, moved]),
+        torch.cat([labels, labels]),
+        {name: [each.unit for each in rank_units(values)] for name, values in orders.items()},
+        points=params["points"],
+        progress=part(progress, 5, 10, 10),
+    )
+    right = [(curve.predictions == curve.labels).unflatten(1, (2, -1)).sum(2).T for curve in curves.values()]
+    both = {name: SignedLog.cat([flip[name], own[name]]) for name in flip}
+    scalars |= {
+        "layers": {name: values.log10.shape[1] for name, values in flip.items()},
+        "gone": list(curves["carriers"].gone),
+        "agreement": float(rank_agreement(both)[0, 1]),
+    }
+    stored = {"carriers": flat(flip)[0], "important": flat(own)[0], "right": torch.stack(right).int().cpu()}
+    return scalars, {"carriers": stored}
+
+
+def _gradients(
+    model: nn.Module,
+    images: Tensor,
+    moved: Tensor,
+    labels: Tensor,
+    wrong: Tensor,
+    layers: Sequence[str],
+    progress: Progress,
+) -> tuple[dict[str, SignedLog], dict[str, SignedLog]]:
+    """For each layer (1, units), means over images: of the flipped decision, and of the own logit before."""
+    flip = {name: torch.zeros(()) for name in layers}
+    own = dict(flip)
+    for rows in torch.arange(len(images), device=images.device).split(_AT_ONCE):
+        for_wrong, for_own, at_first = (
+            prediction_gradient(model, of_images[rows], layers, classes=classes[rows], of="logits", progress=silent)
+            for of_images, classes in ((moved, wrong), (moved, labels), (images, labels))
+        )
+        for name in layers:
+            flip[name] = flip[name] + norm_of_maps(for_wrong[name].float() - for_own[name].float()).sum(0, keepdim=True)
+            own[name] = own[name] + norm_of_maps(at_first[name].float()).sum(0, keepdim=True)
+        progress(int(rows[-1]) + 1, len(images))
+    flipped, before = ({name: SignedLog.of(sums[name] / len(images)) for name in layers} for sums in (flip, own))
+    return flipped, before
+
+
+def _random(like: Mapping[str, SignedLog], draws: int, seed: int) -> dict[str, dict[str, SignedLog]]:
+    """Units ranked by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"random {draw + 1}": {
+            name: SignedLog.of(torch.rand(values.log10.shape, generator=generator)) for name, values in like.items()
+        }
+        for draw in range(draws)
+    }

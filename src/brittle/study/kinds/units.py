@@ -1,0 +1,177 @@
+"""What a study stores of a network's units: their gradients, how well these agree, and what goes when units go.
+
+Units are whole maps or dense units, numbered from 0 through all layers that were asked for, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brittle.data import Data
+from brittle.models.softmax import SignedLog
+from brittle.progress import Progress, part, silent
+from brittle.units import (
+    KnockoutCurve,
+    Unit,
+    activity,
+    class_gradient,
+    convolutional_gradient,
+    knockout_curves,
+    knockout_orders,
+    outputs,
+    prediction_gradient,
+    rank_agreement,
+    rank_units,
+)
+
+KINDS = ("strongest", "weakest", "least active")  # of knockout curves, in the order in which they are stored; random
+# ones follow
+SCOPES = ("within", "overall", "within, held out", "overall, held out")  # which images an error is of
+SEEN, MAPS = 3, 6  # held-out images of a class whose feature maps are kept, and of how many units
+_AT_ONCE = 64  # images whose gradients are held before they are made norms: 17 MB of `lo_ding_faces`
+
+
+def units(
+    model: nn.Module, data: Data, params: Mapping[str, Any], device: torch.device, progress: Progress
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Gradients, rank agreement and knockout of the units of some layers.
+
+    Args:
+        model: (B, C, H, W) in [0, 1] -> (B, K).
+        data: of each split the first `params["images"]` images are looked at; those of test are held out.
+        params: 'layers', 'of', 'classes' (R of them, those whose units go), 'random' (D draws), 'seed' of the draws,
+            'points' of the curves (P; None: U + 1).
+        device: to compute on.
+        progress: told in three parts: gradients, each image's gradients, knockouts.
+
+    Returns:
+        Scalars: 'layers', the number of units of each; 'gone' (P,), after how many units curves have a point.
+        Tensors 'units', of N images, U units: 'profile' (K, U), log10 of the norm of a class's gradient; 'activity'
+        (U,); 'each' (N, U), log10 of the norm of an image's gradient of its own class; 'labels' and 'held_out' (N,);
+        'agreement' (K, K), the mean of Kendall's tau between the rankings of two images, of a class and another.
+        Tensors 'maps', of the first SEEN held-out images of each class and its MAPS strongest feature maps: 'places'
+        (R, MAPS), which units, -1 where there are no more; 'rows' (R, SEEN), of the test split, -1 likewise; 'outputs'
+        (R, SEEN, MAPS, H, W), with NaN beside maps that are smaller than the largest.
+        Tensors 'knockout': 'wrong' (R, 3 + D, 4, P), how many images are wrong after so many units have gone,
+        by KINDS and then draws, and by SCOPES; 'total' (R, 4); 'moves' (R, P, K, K), of the strongest, how many
+        images of each class are taken for each class.
+    """
+    images, labels, held_out = (each.to(device) for each in _looked_at(data, params["images"]))
+    layers, of = params["layers"], params["of"]
+    told = part(progress, 0, 1, 10)
+    profile = convolutional_gradient(class_gradient(model, images, labels, layers, of=of, progress=told))
+    active = activity(model, images, layers, progress=silent)
+    each = _each(model, images, labels, layers, of, part(progress, 1, 2, 10))
+    orders = _orders(profile, active, params["classes"], params["random"], params["seed"])
+    told = part(progress, 2, 10, 10)
+    curves = knockout_curves(model, images, labels, orders, points=params["points"], progress=told)
+    scalars = {
+        "layers": {name: gradient.log10.shape[1] for name, gradient in profile.items()},
+        "images": len(images),
+        "gone": list(next(iter(curves.values())).gone),
+    }
+    stored = {
+        "profile": flat(profile),
+        "activity": flat(active)[0].mul(torch.log(torch.tensor(10.0))).exp(),
+        "each": flat(each),
+        "labels": labels,
+        "held_out": held_out,
+        "agreement": _by_class(rank_agreement(each), labels, len(data.classes)),
+    }
+    knocked = _counted(curves, params["classes"], params["random"], held_out)
+    maps = _maps(model, images[held_out], labels[held_out], stored["profile"], layers, params["classes"])
+    return scalars, {"units": stored, "knockout": knocked, "maps": maps}
+
+
+def _looked_at(data: Data, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels and which are held out, those last, in the order of the test split."""
+    splits = [data.train, data.validation, data.test]
+    images = torch.cat([split.images[:most] for split in splits])
+    labels = torch.cat([split.labels[:most] for split in splits])
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[len(labels) - min(most, len(data.test)) :] = True
+    return images, labels, held_out
+
+
+def _each(
+    model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str], of: Any, progress: Progress
+) -> dict[str, SignedLog]:
+    """For each layer (N, units): each image's convolutional gradient of its own class."""
+    parts = []
+    for rows in torch.arange(len(images), device=images.device).split(_AT_ONCE):
+        gradient = prediction_gradient(model, images[rows], layers, classes=labels[rows], of=of, progress=silent)
+        parts.append(convolutional_gradient(gradient))
+        progress(int(rows[-1]) + 1, len(images))
+    return {name: SignedLog.cat([one[name] for one in parts]) for name in layers}
+
+
+def _maps(
+    model: nn.Module, images: Tensor, labels: Tensor, profile: Tensor, layers: Sequence[str], classes: Sequence[int]
+) -> dict[str, Tensor]:
+    """What the strongest maps of each class put out for its first images, of the held-out ones (n, C, H, W)."""
+    chosen = [(labels == one).nonzero().flatten()[:SEEN] for one in classes]
+    put_out = outputs(model, images[torch.cat(chosen)], layers)
+    units = [(name, number) for name, each in put_out.items() for number in range(each.shape[1])]
+    mapped = torch.tensor([put_out[name].ndim == 4 for name, _ in units])
+    sides = [each.shape[2:] for each in put_out.values() if each.ndim == 4] or [(0, 0)]
+    high, wide = (max(side) for side in zip(*sides, strict=True))
+    places = torch.full((len(classes), MAPS), -1)
+    rows = torch.full((len(classes), SEEN), -1)
+    seen = torch.full((len(classes), SEEN, MAPS, high, wide), torch.nan)
+    begin = 0
+    for line, (one, own) in enumerate(zip(classes, chosen, strict=True)):
+        rows[line, : len(own)] = own.cpu()
+        order = profile[one].cpu().sort(descending=True, stable=True).indices
+        for rank, place in enumerate(order[mapped[order]][:MAPS].tolist()):
+            name, number = units[place]
+            shown = put_out[name][begin : begin + len(own), number]
+            places[line, rank] = place
+            seen[line, : len(own), rank, : shown.shape[1], : shown.shape[2]] = shown.float()
+        begin += len(own)
+    return {"places": places, "rows": rows, "outputs": seen}
+
+
+def flat(gradients: Mapping[str, SignedLog]) -> Tensor:
+    """(R, U) log10, all layers side by side."""
+    return torch.cat([gradient.log10 for gradient in gradients.values()], 1)
+
+
+def _orders(
+    profile: Mapping[str, SignedLog], active: Mapping[str, SignedLog], classes: Sequence[int], random: int, seed: int
+) -> dict[str, tuple[Unit, ...]]:
+    """By 'kind class', and random ones, which are the same for all classes, by their own name."""
+    by_activity = rank_units(active)
+    orders: dict[str, tuple[Unit, ...]] = {}
+    for one in classes:
+        drawn = 0 if orders else random
+        found = knockout_orders(rank_units(profile, one), by_activity, random=drawn, seed=seed)
+        orders |= {f"{name} {one}" if name in KINDS else name: units for name, units in found.items()}
+    return orders
+
+
+def _counted(
+    curves: Mapping[str, KnockoutCurve], classes: Sequence[int], random: int, held_out: Tensor
+) -> dict[str, Tensor]:
+    wrong, total, moves = [], [], []
+    for one in classes:
+        names = [*(f"{kind} {one}" for kind in KINDS), *(f"random {draw + 1}" for draw in range(random))]
+        labels = curves[names[0]].labels
+        every, own = torch.ones_like(held_out), labels == one
+        scopes = [own, every, own & held_out, held_out]
+        errors = [[[each.count for each in curves[name].errors(rows)] for rows in scopes] for name in names]
+        wrong.append(torch.tensor(errors, dtype=torch.int32))
+        total.append(torch.stack([rows.sum() for rows in scopes]).int().cpu())
+        moves.append(curves[names[0]].moves().int())
+    return {"wrong": torch.stack(wrong), "total": torch.stack(total), "moves": torch.stack(moves)}
+
+
+def _by_class(agreement: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(N, N) of pairs of images -> (K, K), the mean over pairs of different images; NaN where there are none."""
+    pairs = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device) & agreement.isfinite()
+    members = torch.nn.functional.one_hot(labels, classes).to(agreement)
+    sums = members.T @ agreement.nan_to_num().mul(pairs) @ members
+    return sums / (members.T @ pairs.to(agreement) @ members)

@@ -1,0 +1,105 @@
+"""What cells cost before they are run: time, operations, memory and disk.
+
+Counted are the images that a cell puts through its network, and those that it takes back to the pixels or the weights;
+over the rates that were measured on this machine that is its time. Where the store holds cells that are alike, made
+here with as many threads, it is corrected by how much longer these took.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from brittle.data import Data
+from brittle.errors import InputError
+from brittle.study.kinds.cells import Cell
+from brittle.study.run.estimate.counting import Cost, Counting
+from brittle.study.run.estimate.rates import Rates, measured, trained_as
+from brittle.study.run.scheduler import recall
+from brittle.study.store.store import Store
+
+__all__ = ["Cost", "Rates", "estimate", "longest", "measured", "total"]
+
+VARIED = {  # parameters that do not change what a unit of work takes
+    "seed", "temperature", "epochs", "learning_rate", "learning_rate_decay", "weight_decay",
+    "rows", "start", "stop", "indices",
+}  # fmt: skip
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Of cells one after another: all is added up but memory, of which it is the most."""
+    every = list(costs)
+    return Cost(
+        seconds=sum(one.seconds for one in every),
+        operations=sum(one.operations for one in every),
+        memory=max((one.memory for one in every), default=0.0),
+        disk=sum(one.disk for one in every),
+    )
+
+
+def longest(cells: Sequence[Cell], costs: Mapping[str, Cost]) -> float:
+    """Seconds of the longest chain of cells that need each other, parents first: no number of workers is faster."""
+    until: dict[str, float] = {}
+    for cell in cells:
+        before = max((until.get(parent.key, 0.0) for parent in cell.parents.values()), default=0.0)
+        until[cell.key] = before + costs[cell.key].seconds
+    return max(until.values(), default=0.0)
+
+
+def estimate(cells: Sequence[Cell], data: Data, rates: Sequence[Rates], store: Store | None = None) -> dict[str, Cost]:
+    """What each cell costs, by its key; of those too that are in the store.
+
+    Rows that a network has wrong from the start are counted, and a walk that may end early, as that of `pgd`, to its
+    end. An audit's model is taken to be one that is not robust: a robust one takes several times as long. An attack
+    that is not brittle's own is taken to need UNKNOWN gradients a row in each arithmetic.
+
+    Args:
+        cells: of one data set.
+        data: that data set; what counts are its sizes, and how many pixels of its test images lie at 0 and at 1.
+        rates: what `measured` gives for these cells.
+        store: whose cells of the same function and settings, on the same data, made on the same processor with as many
+            threads, are asked by what factor they took longer than estimated: the median is taken. Seeds, rows,
+            temperatures, epochs and learning rates may differ.
+
+    Raises:
+        ValueError: if the rates of a cell's network are not among `rates`.
+    """
+    counting = Counting(data, rates)
+    slower = {} if store is None or not rates else _slower(cells, counting, store, rates[0])
+    return {cell.key: counting.cost(cell, slower.get(_alike(cell), 1.0) if slower else 1.0) for cell in cells}
+
+
+def _slower(cells: Sequence[Cell], counting: Counting, store: Store, here: Rates) -> dict[str, float]:
+    """By kind of cell, how many times the estimated time those in the store took."""
+    wanted, functions = {_alike(cell) for cell in cells}, {cell.function for cell in cells}
+    recalled: dict[str, Cell] = {}
+    found = defaultdict(list)
+    for key in store.keys():  # noqa: SIM118
+        stored = store.get(key)
+        if stored is None or stored.record.get("function") not in functions:
+            continue
+        made = stored.record.get("provenance", {})
+        if (made.get("processor"), made.get("threads")) != (here.processor, here.threads):
+            continue
+        try:
+            cell = recall(store, key, recalled)
+        except InputError:  # of another version, or a parent has gone
+            continue
+        if _alike(cell) in wanted:
+            found[_alike(cell)].append(max(made["seconds"], 1e-3) / counting.cost(cell).seconds)
+    return {kind: statistics.median(factors) for kind, factors in found.items()}
+
+
+def _alike(cell: Cell) -> str:
+    """What cells have in common that take as long for as much work."""
+    params = {name: value for name, value in cell.params.items() if name not in VARIED}
+    networks = {role: trained_as(one) for role, one in cell.parents.items() if "network" in one.params}
+    told = [cell.function, cell.version, params, networks, _digest(cell), dict(cell.environment)]
+    return json.dumps(told, sort_keys=True)
+
+
+def _digest(cell: Cell) -> str:
+    """Of the data set that it is about, or else those are that it is made from."""
+    return cell.digest or next(filter(None, map(_digest, cell.parents.values())), "")

@@ -1,0 +1,182 @@
+"""Hands: several processes of this machine, each at a cell of its own. They end with the process that began them."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from brittle.errors import InputError
+from brittle.study.kinds.cells import Cell
+from brittle.study.run.scheduler import TRIES
+from brittle.study.run.threads import available_cores
+from brittle.study.run.worker import End, Say, Step, Workplace
+
+WORKER = 600_000_000  # bytes of a process that computes cells, beside the data set
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_OFTEN = 0.1  # seconds between two steps that a process tells of
+
+
+def most_workers(data: int = 0) -> int:
+    """How many processes this machine has a core and the memory for: at least one.
+
+    Args:
+        data: bytes of the data set that each of them reads.
+    """
+    return max(1, min(available_cores(), math.floor(_memory() / (WORKER + data))))
+
+
+def _memory() -> float:
+    """Bytes that this machine has left, and its control group allows; more than enough where neither says so."""
+    enough = 1e15
+    told = [enough]
+    for path in _LIMITS:
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        told.append(float(text) if text.isdigit() else enough)  # 'max' is no limit
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        told += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        if hasattr(os, "sysconf"):
+            told.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    return min(told)
+
+
+class Processes:
+    """Up to so many processes at a workplace, each started when there is a cell for it.
+
+    One that dies is replaced, and its cell is lost to it.
+
+    Args:
+        place: where each process works.
+        count: the most of them at a time. More than `most_workers` are not started, and a warning says so.
+        data: bytes of the data set that each of them reads.
+    """
+
+    def __init__(self, place: Workplace, count: int, data: int = 0) -> None:
+        self._place, self._count = place, min(count, most_workers(data))
+        if count > self._count:
+            plural = "s" * (self._count > 1)
+            warnings.warn(
+                f"{self._count} worker{plural} instead of {count}: this machine has {available_cores()} cores and "
+                f"{_memory() / 1e9:.1f} GB of memory free, of which each worker needs {(WORKER + data) / 1e9:.1f} GB",
+                stacklevel=2,
+            )
+        self._hands: list[_Hand] = []
+
+    @property
+    def free(self) -> int:
+        """How many more cells they would take now."""
+        return self._count - sum(hand.cell is not None for hand in self._hands)
+
+    def take(self, cell: Cell) -> None:
+        """Gives a cell to one that has nothing to do; starts one if all have."""
+        hand = next((hand for hand in self._hands if hand.cell is None), None)
+        if hand is None:
+            hand = _Hand(self._place)
+            self._hands.append(hand)
+        hand.begin(cell)
+
+    def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
+        """Waits for a word of any."""
+        wait([source for hand in self._hands for source in (hand.pipe, hand.process.sentinel)], timeout)
+        return [end for hand in self._hands for end in hand.heard(tell)]
+
+    def close(self) -> None:
+        """Stops all, at once: the system frees their locks."""
+        for hand in self._hands:
+            hand.process.terminate()
+        for hand in self._hands:
+            hand.process.join()
+
+
+class _Hand:
+    """One process, and what it has in work; and how many have died in a row before they said anything."""
+
+    def __init__(self, place: Workplace) -> None:
+        self._place, self.cell, self._vain = place, None, 0
+        self.pipe, self.process = self._start()
+
+    def _start(self) -> tuple[Connection, BaseProcess]:
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there, self._place), daemon=True)
+        process.start()
+        there.close()
+        return here, process
+
+    def begin(self, cell: Cell) -> None:
+        self.cell = cell
+        try:
+            self.pipe.send(cell)
+        except OSError:  # it died meanwhile: `heard` will notice
+            return
+
+    def heard(self, tell: Callable[[Step | Say], None]) -> list[End]:
+        ends = []
+        try:
+            while self.pipe.poll():
+                news = self.pipe.recv()
+                self._vain = 0
+                if isinstance(news, End):
+                    self.cell = None
+                    ends.append(news)
+                elif news is not None:
+                    tell(news)
+        except (EOFError, OSError):
+            ends += self._lost()
+        return ends
+
+    def _lost(self) -> list[End]:
+        self.process.join()
+        code, cell = self.process.exitcode or 0, self.cell
+        why = f"its process was killed by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
+        self.cell, self._vain = None, self._vain + 1
+        if self._vain == TRIES:
+            raise InputError(f"a worker cannot be started: {why}")
+        self.pipe, self.process = self._start()
+        return [] if cell is None else [End(cell.key, "lost", why)]
+
+
+def _work(pipe: Connection, place: Workplace) -> None:
+    """What a process does until nobody listens any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; who began them decides
+    last = 0.0
+
+    def tell(news: Step | Say | End | None) -> None:
+        try:
+            pipe.send(news)
+        except OSError:
+            sys.exit(1)
+
+    def warn(message: Warning | str, *_: object, **__: object) -> None:
+        tell(Say(str(message)))
+
+    warnings.simplefilter("default", UserWarning)
+    warnings.showwarning = warn
+    worker = place.open()
+    tell(None)  # it has started
+    while True:
+        try:
+            cell = pipe.recv()
+        except (EOFError, OSError):
+            return
+
+        def step(done: int, total: int, note: str = "", cell: Cell = cell) -> None:
+            nonlocal last
+            if done == 0 or time.monotonic() - last > _OFTEN:
+                last = time.monotonic()
+                tell(Step(cell.key, done, total, note))
+
+        tell(worker.do(cell, step))
