@@ -23,11 +23,12 @@ from brittle.errors import InputError
 from brittle.report import gather, write
 from brittle.study import schema
 from brittle.study.expand import Plan, expand
-from brittle.study.kinds.cells import Cell
+from brittle.study.kinds import new_cell
 from brittle.study.run import scheduler
 from brittle.study.run.local_pool import Processes
 from brittle.study.run.scheduler import Hands
 from brittle.study.run.worker import Worker, Workplace
+from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store
 
 DATA = brittle.data.load("digits")
@@ -70,7 +71,8 @@ def took(cells: list[Cell] | tuple[Cell, ...], hands: Callable[[Store], Hands]) 
 def empty(count: int, name: str = "empty") -> list[Cell]:
     """Cells that keep one image and do nothing else."""
     return [
-        Cell(f"{name} {i}", "select", {"rows": 1, name: i}, digest=DATA.digest, place="digits") for i in range(count)
+        new_cell(f"{name} {i}", "select", {"rows": 1, name: i}, digest=DATA.digest, place="digits")
+        for i in range(count)
     ]
 
 
@@ -172,7 +174,7 @@ def filled(made: Store, plan: Plan, count: int, shards: int) -> None:
 def copied(made: Store, key: str, name: str) -> str:
     stored = made.get(key)
     assert stored is not None
-    other = Cell(name, "select", {"copy": name}).key
+    other = new_cell(name, "select", {"copy": name}).key
     record = {label: value for label, value in stored.record.items() if label != "files"}
     made.put(other, record, {Path(file).stem: stored.tensors(Path(file).stem) for file in stored.record["files"]})
     return other

@@ -18,10 +18,10 @@ import torch
 from brittle import data
 from brittle.study import schema
 from brittle.study.expand import expand
-from brittle.study.kinds.cells import Cell
 from brittle.study.run.estimate import Cost, estimate, longest, measured, total
 from brittle.study.run.scheduler import Schedule
 from brittle.study.run.worker import End
+from brittle.study.store.cell import Cell
 
 START, CELL = 10.0, 0.05  # seconds until a process of a GPU is there, and that it takes for any cell beside its work
 

@@ -12,8 +12,8 @@ import torch
 from problems import convnet, pictures, predicted
 
 from brittle import attacks
+from brittle.attacks import packing
 from brittle.attacks.result import measured
-from brittle.study.kinds import cells
 
 
 def mine(model: Any, images: torch.Tensor, labels: torch.Tensor) -> attacks.AttackResult:
@@ -39,9 +39,9 @@ def test_norm_and_bound_are_stored_as_json_and_come_back(attack: Any, stored: di
     model, images = convnet(gain=3), pictures(4)
     labels = predicted(model, images)
     found = attack(model, images, labels)
-    said = cells.aims(found)
+    said = packing.aims(found)
     assert said == stored
-    again = cells.unpack(cells.pack(found), images, labels, json.loads(json.dumps(said)))
+    again = packing.unpack(packing.pack(found), images, labels, json.loads(json.dumps(said)))
     assert (again.minimises, again.bound) == (found.minimises, found.bound)
     assert torch.equal(again.adversarial, found.adversarial)
     if said["minimises"] == "inf":

@@ -189,7 +189,7 @@ def test_exit_codes(run, found, monkeypatch, kinds, code):
     def decided(model, split, *, norm, **options):
         return replace(found, norm=norm, verdict=replace(found.verdict, kind=next(left)))
 
-    monkeypatch.setattr("brittle.study.kinds.audit.audit", decided)
+    monkeypatch.setattr("brittle.study.kinds.audit.cell.audit", decided)
     monkeypatch.setattr("brittle.cli.audit.NORMS", ("linf", "l2")[: len(kinds)])
     run("audit_mine:net", *PLAIN, "--norm", "all", "--fresh", "--seed", 79, code=code)  # a key of its own
 
@@ -389,7 +389,7 @@ def test_ctrl_c_keeps_the_norms_that_are_finished(run, folder, monkeypatch):
             raise KeyboardInterrupt
         return audit(model, split, **options)
 
-    monkeypatch.setattr("brittle.study.kinds.audit.audit", stopped)
+    monkeypatch.setattr("brittle.study.kinds.audit.cell.audit", stopped)
     arguments = ["audit_mine:net", *PLAIN, "--norm", "all", "--seed", 77]
     before = len(Store(folder / "home").keys())
     done = run(*arguments, code=130)

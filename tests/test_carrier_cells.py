@@ -6,7 +6,7 @@ from torch import nn
 
 from brittle.data import Data, Split
 from brittle.progress import silent
-from brittle.study.kinds.carriers import carriers
+from brittle.study.kinds.carriers.cell import carriers
 
 CPU = torch.device("cpu")
 PARAMS = {"layers": ["1"], "eps": 0.2, "images": 40, "random": 2, "seed": 0, "points": None}

@@ -6,11 +6,12 @@ import pytest
 from rich.console import Console
 
 from brittle.cli import bars as console
-from brittle.study.kinds.cells import Cell
+from brittle.study.kinds import new_cell
+from brittle.study.store.cell import Cell
 
 
 def cell(title: str, **params) -> Cell:
-    return Cell(title, "train", {"title": title, **params})
+    return new_cell(title, "train", {"title": title, **params})
 
 
 class Clock:

@@ -14,17 +14,20 @@ import torch
 from problems import blobs
 
 import brittle
-from brittle.attacks import carlini_l2
+from brittle import measures
+from brittle.attacks import carlini_l2, packing
 from brittle.errors import InputError, StoreError
 from brittle.measures import Share
 from brittle.report import gather
-from brittle.study import schema
+from brittle.study import kinds, schema
 from brittle.study.expand import expand
-from brittle.study.kinds import cells
-from brittle.study.kinds.cells import Cell
+from brittle.study.kinds import new_cell
+from brittle.study.kinds.measure import cell as measure
+from brittle.study.kinds.network import cell as network
 from brittle.study.run import local_pool, scheduler
 from brittle.study.run.local_pool import Processes
 from brittle.study.run.worker import End, Worker, Workplace
+from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store, Stored
 
 CPU = torch.device("cpu")
@@ -269,8 +272,8 @@ def test_a_parent_that_goes_while_its_child_reads_it_is_made_again(plan, tmp_pat
             store.discard(parents["model"].key)
         return does(cell, parents, context)
 
-    does = cells.run
-    monkeypatch.setattr(cells, "run", loses)
+    does = kinds.run
+    monkeypatch.setattr(kinds, "run", loses)
     heard = Heard()
     ran = run(plan, store, watch=heard)
     assert (ran.failed, ran.left) == ((), ())
@@ -286,8 +289,8 @@ def test_a_failed_cell_fails_its_children_only(plan, tmp_path, monkeypatch):
             raise InputError("not so")
         return does(cell, parents, context)
 
-    does = cells.run
-    monkeypatch.setattr(cells, "run", fails)
+    does = kinds.run
+    monkeypatch.setattr(kinds, "run", fails)
     store, heard = Store(tmp_path / "store"), Heard()
     ran = run(plan, store, watch=heard)
     why = {failure.cell.title: failure.why for failure in ran.failed}
@@ -299,7 +302,7 @@ def test_a_failed_cell_fails_its_children_only(plan, tmp_path, monkeypatch):
         cell.title for cell in plan.cells if " student" in cell.title and not cell.title.startswith(("train", "label"))
     }
     assert ran.done == len(plan.cells) - len(why) - len(left) == len(heard.computed)
-    monkeypatch.setattr(cells, "run", does)
+    monkeypatch.setattr(kinds, "run", does)
     again = run(plan, store)
     assert (again.done, again.cached) == (len(why) + len(left), ran.done)
 
@@ -310,7 +313,7 @@ def test_a_store_that_cannot_be_written_stops_the_run_at_once(plan, tmp_path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     tried = []
-    monkeypatch.setattr(cells, "run", full)
+    monkeypatch.setattr(kinds, "run", full)
     with pytest.raises(StoreError, match=r"cannot write to .*No space left on device"):
         run(plan, Store(tmp_path / "store"))
     assert len(tried) == 1
@@ -401,7 +404,7 @@ class Named(Cell):
 
 
 def named(title, *parents):
-    return Named(title, "select", {}, {parent.title: parent for parent in parents})
+    return Named(title, "select", 1, {}, {parent.title: parent for parent in parents})
 
 
 def test_cells_begin_in_the_order_of_the_plan_as_soon_as_their_parents_are_done(tmp_path):
@@ -455,10 +458,10 @@ def test_a_result_is_unpacked_as_it_was_packed(plan, tmp_path):
     store = Store(tmp_path / "store")
     run(plan, store)
     cell = next(cell for cell in plan.cells if cell.key == plan.record["models"][0]["train"])
-    model = cells.load_model(cell, kept(store, cell.key), CPU)
+    model = network.load_network(cell, kept(store, cell.key), CPU)
     test = blobs().test
     found = song_3(model, test.images, test.labels, max_pixels=20)
-    again = cells.unpack(cells.pack(found), found.images, found.labels)
+    again = packing.unpack(packing.pack(found), found.images, found.labels)
     assert torch.equal(again.adversarial, found.adversarial)
     assert torch.equal(again.flips, found.flips)
     assert torch.equal(again.prediction, model(found.adversarial).argmax(1))
@@ -478,13 +481,13 @@ def test_a_recalled_cell_that_is_no_study_s_is_refused_in_words(tmp_path):
 def test_a_row_of_teachers_in_a_store_is_recalled_up_to_its_limit(tmp_path):
     store = Store(tmp_path)
     told = {"function": "select", "params": {}, "data": "", "environment": {}}
-    last = Cell("0", "select", {})
+    last = new_cell("0", "select", {})
     for number in range(300):
         parents = {role: parent.key for role, parent in last.parents.items()}
         store.put(last.key, told | {"title": last.title, "parents": parents}, {})
         if number == 100:
             assert scheduler.recall(store, last.key).key == last.key
-        last = Cell(str(number), "select", {}, {"of": last})
+        last = new_cell(str(number), "select", {}, {"of": last})
     with pytest.raises(InputError, match="is made from more than 50 networks in a row"):
         scheduler.recall(store, last.parents["of"].key)
 
@@ -518,10 +521,10 @@ def test_a_record_says_what_it_was_made_with(plan, tmp_path):
 
 
 def test_a_measurement_killed_half_way_goes_on_where_it_was_and_ends_the_same(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "MEASURED", 5)  # 12 rows: three blocks of each of three kinds
+    monkeypatch.setattr(measure, "MEASURED", 5)  # 12 rows: three blocks of each of three kinds
     run(plan, Store(tmp_path / "whole"))
     store, computed = Store(tmp_path / "store"), []
-    compute = cells.measures.gradient_amplitudes
+    compute = measures.gradient_amplitudes
 
     def counted(*arguments, **options):
         if len(computed) == 4:
@@ -529,12 +532,10 @@ def test_a_measurement_killed_half_way_goes_on_where_it_was_and_ends_the_same(pl
         computed.append(options["temperature"])
         return compute(*arguments, **options)
 
-    monkeypatch.setattr(cells.measures, "gradient_amplitudes", counted)
+    monkeypatch.setattr(measures, "gradient_amplitudes", counted)
     with pytest.raises(KeyboardInterrupt):
         run(plan, store)
-    monkeypatch.setattr(
-        cells.measures, "gradient_amplitudes", lambda *a, **o: (computed.append(0), compute(*a, **o))[1]
-    )
+    monkeypatch.setattr(measures, "gradient_amplitudes", lambda *a, **o: (computed.append(0), compute(*a, **o))[1])
     run(plan, store)
     assert len(computed) == 2 * 9  # of two models, each block once
     assert hashes(store) == hashes(Store(tmp_path / "whole"))
@@ -564,7 +565,7 @@ def test_the_first_shard_of_a_pixel_attack_keeps_the_logits_after_each_pixel(pla
         if cell.params["start"]:
             assert "exact.steps.safetensors" not in stored.record["files"]
             continue
-        model = cells.load_model(cell.parents["model"], kept(store, cell.parents["model"].key), CPU)
+        model = network.load_network(cell.parents["model"], kept(store, cell.parents["model"].key), CPU)
         steps, packed = stored.tensors("exact.steps"), stored.tensors("exact")
         assert rows["labels"][steps["rows"]].tolist() == rows["labels"][:5].unique().tolist()
         for row, logits in zip(steps["rows"].tolist(), steps["logits"], strict=True):
@@ -603,7 +604,7 @@ def test_attacks_over_the_temperature_and_at_every_target_are_what_the_functions
         if cell.function != "attack":
             continue
         model, packed = (
-            cells.load_model(cell.parents["model"], kept(store, cell.parents["model"].key), CPU),
+            network.load_network(cell.parents["model"], kept(store, cell.parents["model"].key), CPU),
             kept(store, cell.key),
         )
         if cell.title.startswith("over"):

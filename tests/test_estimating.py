@@ -15,15 +15,15 @@ from torch.utils.flop_counter import flop_registry
 from brittle.data import Data, Split
 from brittle.models.networks import mlp, papernot_mnist, pseudo_alexnet
 from brittle.progress import silent
-from brittle.study import schema
+from brittle.study import kinds, schema
 from brittle.study.expand import expand
-from brittle.study.kinds import cells
-from brittle.study.kinds.cells import Cell, Context
+from brittle.study.kinds import new_cell
 from brittle.study.run.estimate import Cost, Rates, estimate, measured, total
 from brittle.study.run.estimate.counting import CELL, EPOCH, UNKNOWN
 from brittle.study.run.estimate.rates import operations
 from brittle.study.run.worker import keep, provenance, told
 from brittle.study.store import files
+from brittle.study.store.cell import Cell, Context
 from brittle.study.store.store import Store
 
 CPU = torch.device("cpu")
@@ -181,14 +181,14 @@ def test_a_finished_study_did_and_left_half_to_twice_what_was_estimated(tmp_path
         parents = {role: finished[parent.key] for role, parent in cell.parents.items()}
         context = Context(CPU, lambda key=cell.key: store.work(key), lambda _place, _digest: DATA, silent)
         with store.lock(cell.key), Counted() as counted:
-            outcome = cells.run(cell, parents, context)
+            outcome = kinds.run(cell, parents, context)
             finished[cell.key] = keep(cell, store, CPU, lambda outcome=outcome: outcome)
         cost, on_disk = costs[cell.key], files.bytes_of(finished[cell.key].folder)
         most = 1.1 if cell.function in ("train", "label", "measure", "masks") else 2  # nothing there may end early
         assert cell.function == "select" or 1 / most < counted.operations / cost.operations < most, cell.title
         assert 0.5 < on_disk / cost.disk < 2, cell.title
         done, left = done + counted.operations, left + on_disk
-    assert {cell.function for cell in plan} == cells.VERSIONS.keys() - {"adopt", "audit"}
+    assert {cell.function for cell in plan} == kinds.FUNCTIONS.keys() - {"adopt", "audit"}
     whole = total(costs.values())
     assert (whole.operations, whole.disk) == (pytest.approx(done, rel=0.3), pytest.approx(left, rel=0.1))
 
@@ -253,7 +253,8 @@ def test_cells_of_other_settings_or_data_or_versions_say_nothing(tmp_path, monke
     other = replace(DATA, digest="1" * 64)
     plan = expand(schema.check(TABLES, "small"), other, device="cpu", dtype="float32").cells
     assert set(longer(store, plan).values()) == {1.0}
-    monkeypatch.setattr(cells, "VERSIONS", dict.fromkeys(cells.VERSIONS, 99))
+    for name, function in kinds.FUNCTIONS.items():
+        monkeypatch.setitem(kinds.FUNCTIONS, name, replace(function, version=99, versions={}))
     assert set(longer(store, planned()).values()) == {1.0}
 
 
@@ -287,7 +288,7 @@ def test_audits_in_every_norm_have_the_rates_that_they_need(norm):
 
 
 def test_weights_from_elsewhere_are_not_trained():
-    given = Cell("adopt net.safetensors", "adopt", {"network": NETWORK, "network_options": {}, "sha256": "0" * 64})
+    given = new_cell("adopt net.safetensors", "adopt", {"network": NETWORK, "network_options": {}, "sha256": "0" * 64})
     attack = next(cell for cell in planned() if cell.title == "song_2 on student, seed 0")
     attack = replace(attack, parents={**attack.parents, "model": given})
     (found,) = measured([attack], DATA, CPU)

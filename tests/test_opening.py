@@ -12,7 +12,7 @@ from brittle.errors import InputError
 from brittle.models.networks import build, frozen, mlp
 from brittle.progress import silent
 from brittle.study import lookup
-from brittle.study.kinds import cells
+from brittle.study.kinds.network.cell import adopted
 from brittle.study.load_model import Normalised, digest, open_model
 from brittle.study.run.worker import Worker
 from brittle.study.store.store import Store
@@ -388,10 +388,10 @@ def test_a_plain_number_is_no_code(opened, tmp_path):
 def test_adopted_weights_that_changed_since_the_plan_are_refused(digits, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(build(mlp, seed=0, channels=1, classes=10, size=28).state_dict(), path)
-    cell = cells.adopted(path, "brittle.networks.mlp", {}, digits)
+    cell = adopted(path, "brittle.networks.mlp", {}, digits)
     worker = Worker(Store(tmp_path / "store"), lambda _: digits, CPU)
     save_file(build(mlp, seed=1, channels=1, classes=10, size=28).state_dict(), path)
     end = worker.do(cell, silent)
     assert end.how == "failed"
     assert f"weights {path} have changed since they were first read" in end.why
-    assert worker.do(cells.adopted(path, "brittle.networks.mlp", {}, digits), silent).how == "done"
+    assert worker.do(adopted(path, "brittle.networks.mlp", {}, digits), silent).how == "done"

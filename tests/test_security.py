@@ -15,11 +15,12 @@ from brittle.cli.main import app
 from brittle.errors import InputError
 from brittle.models.networks import build, mlp
 from brittle.study import lookup, schema
-from brittle.study.kinds import cells
-from brittle.study.kinds.cells import Cell
+from brittle.study.kinds import new_cell
+from brittle.study.kinds.network import cell as network
 from brittle.study.load_model import open_model
 from brittle.study.run import scheduler
 from brittle.study.run.worker import told
+from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store
 
 CPU = torch.device("cpu")
@@ -176,7 +177,7 @@ def kept(store: Store, cell: Cell, **changes) -> Cell:
 
 
 def train(network: str, **options: object) -> Cell:
-    return Cell("train x", "train", {"network": network, "network_options": options, "temperature": 1.0, "seed": 0})
+    return new_cell("train x", "train", {"network": network, "network_options": options, "temperature": 1.0, "seed": 0})
 
 
 def test_a_cell_that_names_foreign_code_is_refused(ran):
@@ -203,7 +204,7 @@ def test_a_record_that_does_not_belong_to_its_key_is_refused(ran):
         assert "was made by another version" in refused(opened, cell.key, store=store, trust=trust)
     stored = store.get(cell.key)
     assert stored is not None
-    assert cells.load_model(cell, stored, CPU)(DIGITS.test.images[:2]).shape == (2, 10)  # as a run does
+    assert network.load_network(cell, stored, CPU)(DIGITS.test.images[:2]).shape == (2, 10)  # as a run does
     assert not ran.exists()
 
 

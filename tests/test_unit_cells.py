@@ -6,8 +6,8 @@ from torch import nn
 
 from brittle.data import Data, Split
 from brittle.progress import silent
-from brittle.study.kinds.masks import WAYS, masks
-from brittle.study.kinds.units import units
+from brittle.study.kinds.masks.cell import WAYS, masks
+from brittle.study.kinds.units.cell import units
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from brittle.attacks.packing import pack
 from brittle.attacks.result import AttackResult
-from brittle.study.kinds.cells import pack
 from brittle.study.store.store import Store
 
 HOSTILE = "<script>alert(1)</script>"

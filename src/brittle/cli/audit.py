@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from brittle.data import Data
     from brittle.progress import Progress
-    from brittle.study.kinds.cells import Cell
+    from brittle.study.kinds import new_cell
+    from brittle.study.store.cell import Cell
     from brittle.study.store.store import Store, Stored
 
 Norm = Literal["linf", "l2", "l0"]
@@ -110,7 +111,7 @@ def run_audit(asked: Question, how: Request) -> int:
     """
     from brittle.data import load
     from brittle.report import audit as report
-    from brittle.study.kinds.audit import record_of
+    from brittle.study.kinds.audit.cell import record_of
 
     store = how.open_store()
     asked_norms = asked.norms()
@@ -171,7 +172,6 @@ def _cell(
 ) -> Cell:
     """The cell of one norm: its key is made of all that decides what an audit finds. Of cells it is that of a study."""
     from brittle.study import load_model
-    from brittle.study.kinds.cells import Cell
 
     params = {"norm": norm, **{name: getattr(asked, name) for name in ("eps", "rows", "budget", "seed")}}
     title = f"audit of {asked.model} on {data.name}, {WORDS[norm]}"
@@ -180,7 +180,7 @@ def _cell(
         shape = data.image_shape
         params["model"] = load_model.digest(model, asked.model, shape)
         params["reference"] = None if reference is None else load_model.digest(reference, asked.reference or "", shape)
-    return Cell(title, "audit", params, parents, digest=data.digest, environment={"device": device.type})
+    return new_cell(title, "audit", params, parents, digest=data.digest, environment={"device": device.type})
 
 
 def _parents(asked: Question, how: Request, store: Store) -> dict[str, Cell]:
@@ -207,9 +207,9 @@ def _audited(
     bars: Bars,
 ) -> Stored:
     """One norm: from the store where it is there, else from where an audit that was killed had come."""
-    from brittle.study.kinds.audit import audited
-    from brittle.study.kinds.cells import Outcome
+    from brittle.study.kinds.audit.cell import audited
     from brittle.study.run import scheduler, worker
+    from brittle.study.store.cell import Outcome
 
     store = how.open_store()
     if how.fresh:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from brittle.progress import Progress
-    from brittle.study.kinds.cells import Cell
+    from brittle.study.store.cell import Cell
 
 SOON = 2.0  # s: nothing is silent for longer
 SELDOM = 60.0  # s between lines on one piece of work, at most

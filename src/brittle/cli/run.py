@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
     from brittle.data import Data
     from brittle.study.expand import Plan
-    from brittle.study.kinds.cells import Cell
+    from brittle.study.kinds import new_cell
     from brittle.study.run.estimate import Cost
     from brittle.study.run.scheduler import Hands, Ran
     from brittle.study.schema import Study
+    from brittle.study.store.cell import Cell
     from brittle.study.store.store import Store
 
 
@@ -282,9 +283,10 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
     """
     from brittle.models import users_code
     from brittle.study import load_model, lookup
-    from brittle.study.kinds import cells
+    from brittle.study.kinds.network.cell import fitted_options
     from brittle.study.run import scheduler as engine
     from brittle.study.run import worker
+    from brittle.study.store.cell import Outcome
 
     model = load_model.open_model(
         named.model,
@@ -304,7 +306,7 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
         raise InputError(f"{named.model}: only `brittle audit` takes such a model, as no cell can be made of it yet")
     make = lookup.network(path, trust=True)
     path = lookup.full_path(make, path, "brittle.networks")
-    options = cells.fitted_options(make, {}, data) if path.startswith("brittle.") else {}
+    options = fitted_options(make, {}, data) if path.startswith("brittle.") else {}
     file = named.weights or (Path(named.model) if named.network else None)
     if file:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -313,11 +315,11 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
     params = {"network": path, "network_options": options, "sha256": digest}
     if code := users_code.source_digest(make):
         params["code"] = code
-    cell = cells.Cell(f"adopt {named.short}", "adopt", params)
+    cell = new_cell(f"adopt {named.short}", "adopt", params)
     weights = {"weights": model.state_dict()}
     with store.lock(cell.key):
         if store.get(cell.key) is None:
-            worker.keep(cell, store, device, lambda: cells.Outcome({"network_options": options}, weights))
+            worker.keep(cell, store, device, lambda: Outcome({"network_options": options}, weights))
     return cell
 
 

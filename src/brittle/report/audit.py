@@ -266,7 +266,7 @@ def write_audit(audits: Sequence[Record], about: Record, folder: Path | str) -> 
     """Writes audit.html and audit.json, each whole or not at all; what was there is replaced.
 
     Args:
-        audits: one record for each norm, as `brittle.study.kinds.audit.record_of` has them.
+        audits: one record for each norm, as `brittle.study.kinds.audit.cell.record_of` has them.
         about: what was audited: "model", "data", "source", "classes", "rows", "facts" (pairs of words) and "again" (the
             command line).
         folder: made if need be.

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from brittle.attacks.packing import unpack
 from brittle.attacks.result import AttackResult, Bound
 from brittle.measures import Flips, Mean, Robustness, Share, learned, robustness_of
-from brittle.study.kinds.carriers import ORDERS, SIDES
-from brittle.study.kinds.cells import unpack
-from brittle.study.kinds.masks import CLIPPED, WAYS
-from brittle.study.kinds.units import KINDS, SCOPES
+from brittle.study.kinds.carriers.cell import ORDERS, SIDES
+from brittle.study.kinds.masks.cell import CLIPPED, WAYS
+from brittle.study.kinds.units.cell import KINDS, SCOPES
 
 _T = TypeVar("_T")
 RANDOM = "random"  # beside KINDS, units that go in no order
@@ -44,7 +44,7 @@ class Found:
     forwards: float  # images put through the model, mean a row
     backwards: float  # gradients taken, mean a row
     trivial: Tensor  # (R,) bool: wrong before the attack
-    packed: Mapping[str, Tensor]  # as `brittle.study.kinds.cells.pack` stores it, all shards together
+    packed: Mapping[str, Tensor]  # as `attacks.packing.pack` stores it, all shards together
     steps: Steps | None  # pixel attacks only, once the first shard is done
 
 
@@ -144,7 +144,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Units:
-    """How much each unit of a model matters, and what goes when units go; see `brittle.study.kinds.units`.
+    """How much each unit of a model matters, and what goes when units go; see `brittle.study.kinds.units.cell`.
 
     U units, those of all layers side by side; N images, those that are held out last and in the report's order; R
     classes whose units go; D random draws; P points of a curve.
@@ -163,7 +163,7 @@ class Units:
     wrong: Tensor  # (R, len(KINDS) + D, len(SCOPES), P) images that are wrong once so many units have gone
     total: Tensor  # (R, len(SCOPES)), of so many
     moves: Tensor  # (R, P, K, K): the strongest gone, how many images of each class are taken for each class
-    maps: Mapping[str, Tensor]  # what the strongest feature maps of each class show, see `kinds.units.units`
+    maps: Mapping[str, Tensor]  # what the strongest feature maps of each class show, see `kinds.units.cell.units`
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -194,7 +194,7 @@ class Units:
 @dataclass(frozen=True)
 class Carriers:
     """Which units carry an adversarial change to a model, and what is left of it when they go; see
-    `brittle.study.kinds.carriers`. P points of a curve; D random draws."""
+    `brittle.study.kinds.carriers.cell`. P points of a curve; D random draws."""
 
     name: str
     eps: float
@@ -218,7 +218,7 @@ class Carriers:
 
 @dataclass(frozen=True)
 class Masks:
-    """What a model's additive masks do to images; see `brittle.study.kinds.masks`. E strengths, K targets."""
+    """What a model's additive masks do to images; see `brittle.study.kinds.masks.cell`. E strengths, K targets."""
 
     name: str
     etas: tuple[float, ...]
@@ -248,7 +248,7 @@ class Audited:
     """What an audit of a model found; see `brittle.auditing.Audit`."""
 
     name: str
-    record: Mapping[str, Any]  # as `brittle.study.kinds.audit.record_of` has it
+    record: Mapping[str, Any]  # as `brittle.study.kinds.audit.cell.record_of` has it
     reference: str | None  # the title of the undefended network's cell
 
 

@@ -14,7 +14,7 @@ from brittle.attacks.masks import ETA_SCALE
 from brittle.report.contents import Masks, Model, Report
 from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import data_uri, escaped, legible, picture, text
-from brittle.study.kinds.masks import WAYS
+from brittle.study.kinds.masks.cell import WAYS
 
 _TITLES = {
     "trained": "training images",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from brittle import measures
+from brittle.attacks.packing import unpack
 from brittle.attacks.result import Bound
 from brittle.errors import InputError
 from brittle.measures import Mean, Share
@@ -34,8 +35,8 @@ from brittle.report.contents import (
     Units,
 )
 from brittle.report.writing import printable
-from brittle.study.kinds.audit import record_of
-from brittle.study.kinds.cells import attacked_rows, unpack
+from brittle.study.kinds.attack.cell import attacked_rows
+from brittle.study.kinds.audit.cell import record_of
 from brittle.study.store.store import Store, Stored
 
 _T = TypeVar("_T")

@@ -19,9 +19,9 @@ from brittle.report.contents import RANDOM, Attack, Carriers, Found, Masks, Mode
 from brittle.report.gradients import Split, splits
 from brittle.report.samples import Sample, samples
 from brittle.report.verdicts import stated, verdict_sentences
-from brittle.study.kinds.carriers import ORDERS, SIDES
-from brittle.study.kinds.masks import CLIPPED, WAYS
-from brittle.study.kinds.units import SCOPES
+from brittle.study.kinds.carriers.cell import ORDERS, SIDES
+from brittle.study.kinds.masks.cell import CLIPPED, WAYS
+from brittle.study.kinds.units.cell import SCOPES
 
 FORMAT = 2  # raise it when a key of results.json changes its meaning or goes away
 

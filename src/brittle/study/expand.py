@@ -13,8 +13,11 @@ from brittle.errors import InputError, unknown
 from brittle.models import users_code
 from brittle.models.distill import generation_seed
 from brittle.study import lookup
-from brittle.study.kinds.cells import GENERATIONS, Cell, first_of_each_class, untrained
+from brittle.study.kinds import new_cell
+from brittle.study.kinds.network.cell import GENERATIONS, untrained
+from brittle.study.kinds.rows.cell import first_of_each_class
 from brittle.study.schema import Attack, Carriers, Study, Units, axes_of, chosen, listed
+from brittle.study.store.cell import Cell
 from brittle.units import telling_layers
 
 MOST = 100_000  # cells of a study
@@ -56,7 +59,7 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
     _check_count(study, order, data)
     environment = {"device": device}
     trained = {"device": device, "dtype": dtype}
-    select = Cell("select rows", "select", {"rows": study.rows}, digest=data.digest, place=study.data)
+    select = new_cell("select rows", "select", {"rows": study.rows}, digest=data.digest, place=study.data)
     cells: list[Cell] = [select]
     models: list[dict[str, Any]] = []
     for seed in study.seeds:
@@ -114,7 +117,7 @@ def _follow(
 ) -> tuple[dict[str, Any], Cell, list[Cell]]:
     """What is done with a trained model: what a report must know of it, and the cells that measure and attack it."""
     label = _label(name, variant.axes)
-    measure = Cell(
+    measure = new_cell(
         f"measure {label}, seed {seed}",
         "measure",
         {"temperature": variant.temperature},
@@ -228,7 +231,7 @@ def _variants(
             label = f"{_label(name, axes)}, seed {seed}"
             parents = {}
             if teacher:
-                parents["labels"] = Cell(
+                parents["labels"] = new_cell(
                     f"label for {label}",
                     "label",
                     {"temperature": teacher.temperature},
@@ -238,7 +241,9 @@ def _variants(
                     environment={"device": environment["device"]},
                 )
             params = {**point, **_source(point["network"], lookup.network), "seed": generation_seed(seed, generation)}
-            cell = Cell(f"train {label}", "train", params, parents, digest, study.data, environment)
+            cell = new_cell(
+                f"train {label}", "train", params, parents, digest=digest, place=study.data, environment=environment
+            )
             yield _Variant(axes, generation, float(point["temperature"]), cell)
 
 
@@ -294,7 +299,7 @@ def _attacks(
                 params["temperature"] = variant.temperature
             title = f"{entry['label']} on {_label(name, variant.axes)}, seed {seed}"
             shards = [
-                Cell(
+                new_cell(
                     title + note,
                     "attack",
                     params | rows,
@@ -333,7 +338,9 @@ def _units(
                 params["classes"] = _classes(asked.classes, data)
             title = f"{function} {table} of {_label(name, variant.axes)}, seed {seed}"
             parents = {"model": variant.cell}
-            found[table] = Cell(title, function, params, parents, data.digest, study.data, environment)
+            found[table] = new_cell(
+                title, function, params, parents, digest=data.digest, place=study.data, environment=environment
+            )
     return found
 
 
@@ -360,7 +367,10 @@ def _masks(
             parents["other"] = _only(f"masks {table} are tried on", masks.other, variants)
         params = masks.model_dump(exclude={"models", "other"}) | {"seed": seed}
         title = f"masks {table} of {_label(name, variant.axes)}, seed {seed}"
-        yield table, Cell(title, "masks", params, parents, data.digest, study.data, environment)
+        yield (
+            table,
+            new_cell(title, "masks", params, parents, digest=data.digest, place=study.data, environment=environment),
+        )
 
 
 def _only(what: str, name: str, variants: Mapping[str, Sequence[_Variant]]) -> Cell:
@@ -388,7 +398,10 @@ def _audits(
             parents["reference"] = _only(f"audits {table} are beside", audits.reference, variants)
         params = audits.model_dump(exclude={"models", "reference"}) | {"seed": seed}
         title = f"audit {table} of {_label(name, variant.axes)}, seed {seed}"
-        yield table, Cell(title, "audit", params, parents, data.digest, study.data, environment)
+        yield (
+            table,
+            new_cell(title, "audit", params, parents, digest=data.digest, place=study.data, environment=environment),
+        )
 
 
 def _classes(names: Sequence[str] | None, data: Data) -> list[int]:

@@ -27,7 +27,7 @@ from brittle.models import users_code
 from brittle.models.fingerprint import digest
 from brittle.models.networks import build
 from brittle.study import lookup
-from brittle.study.kinds import cells
+from brittle.study.kinds.network.cell import fill, fitted_options, load_network
 from brittle.study.run import scheduler
 from brittle.study.store.store import Store
 
@@ -117,11 +117,11 @@ def open_model(
         stored = store.get(cell.key)
         if stored is None:
             raise InputError(f"cell {cell.key[:8]} has gone from the store {store.root}")
-        model = cells.load_model(cell, stored, device)
+        model = load_network(cell, stored, device)
     else:
         model = _imported(text, data)
         if weights is not None:
-            cells.fill(model, _state(weights, _read(weights, trust)), f"weights {weights} do not fit the model")
+            fill(model, _state(weights, _read(weights, trust)), f"weights {weights} do not fit the model")
     with users_code.users_code(f"model {text!r} cannot be put into evaluation mode, moved to {device} and copied"):
         model = _wrapped(model.eval(), mean, std, data).eval().to(device)
         with warnings.catch_warnings():
@@ -147,7 +147,7 @@ def _imported(text: str, data: Data) -> nn.Module:
         raise InputError(f"model {text!r} must be an nn.Module or a function that builds one, got {_kind(found)}")
     make: Callable[..., Any] = found
     with users_code.users_code(f"model {text!r} cannot be built without arguments"):
-        made = build(make, seed=0, **(cells.fitted_options(make, {}, data) if own else {}))
+        made = build(make, seed=0, **(fitted_options(make, {}, data) if own else {}))
     if not isinstance(made, nn.Module):
         raise InputError(f"model {text!r} must build an nn.Module, got {_kind(made)}")
     return made
@@ -162,10 +162,10 @@ def _of_file(path: Path, network: str | None, data: Data, trust: bool) -> nn.Mod
         raise InputError(f"{path} holds weights only: say with --network which network they are of")
     make = lookup.network(network, trust=True)
     with users_code.users_code(f"network {network!r} cannot be built"):
-        model = build(make, seed=0, **cells.fitted_options(make, {}, data))
+        model = build(make, seed=0, **fitted_options(make, {}, data))
     if not isinstance(model, nn.Module):
         raise InputError(f"network {network!r} must build an nn.Module, got {_kind(model)}")
-    cells.fill(model, _state(path, found), f"weights {path} do not fit the model")
+    fill(model, _state(path, found), f"weights {path} do not fit the model")
     return model
 
 

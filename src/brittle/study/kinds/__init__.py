@@ -1,1 +1,51 @@
-"""What each kind of cell computes."""
+"""The kinds of cells, a folder each.
+
+What a kind must have in its `cell.py`:
+
+- `FUNCTIONS`: the functions that compute its cells, by the name that stands in their keys.
+
+A kind that a study file asks for by tables, as `[units.NAME]`, has besides:
+
+- `NAME`: of its tables in a study file, of its part of a study's record and of results.json.
+- `Table`: a pydantic model, a table of it; `Table.named()` gives the models that it names.
+- `cell(table, asked, point)`: the cell of one table, about one trained model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from brittle.study.kinds.attack import cell as attack
+from brittle.study.kinds.audit import cell as audit
+from brittle.study.kinds.carriers import cell as carriers
+from brittle.study.kinds.masks import cell as masks
+from brittle.study.kinds.measure import cell as measure
+from brittle.study.kinds.network import cell as network
+from brittle.study.kinds.rows import cell as rows
+from brittle.study.kinds.units import cell as units
+from brittle.study.store.cell import Cell, Context, Outcome, Parents
+
+KINDS = (rows, network, measure, audit, attack, units, carriers, masks)
+FUNCTIONS = {name: function for kind in KINDS for name, function in kind.FUNCTIONS.items()}
+
+
+def new_cell(
+    title: str,
+    function: str,
+    params: Mapping[str, Any],
+    parents: Mapping[str, Cell] | None = None,
+    *,
+    digest: str = "",
+    place: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Cell:
+    """A cell with the version that its function has now; see `Cell`."""
+    known = FUNCTIONS[function]
+    version = known.versions.get(params.get("function", ""), known.version)
+    return Cell(title, function, version, params, parents or {}, digest, place, environment or {})
+
+
+def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Computes a cell."""
+    return FUNCTIONS[cell.function].run(cell, parents, context)

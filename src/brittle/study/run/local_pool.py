@@ -15,10 +15,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from brittle.errors import InputError
-from brittle.study.kinds.cells import Cell
 from brittle.study.run.scheduler import TRIES
 from brittle.study.run.threads import available_cores
 from brittle.study.run.worker import End, Say, Step, Workplace
+from brittle.study.store.cell import Cell
 
 WORKER = 600_000_000  # bytes of a process that computes cells, beside the data set
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

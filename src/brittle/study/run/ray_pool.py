@@ -18,9 +18,9 @@ from functools import lru_cache
 from typing import Any
 
 from brittle.errors import InputError, first_line
-from brittle.study.kinds.cells import Cell
 from brittle.study.run.scheduler import TRIES
 from brittle.study.run.worker import End, Say, Step, Worker, Workplace
+from brittle.study.store.cell import Cell
 
 _OFTEN = 0.5  # seconds between two steps that a cell tells of, and between looks at what was told
 _LOOK = 2.0  # seconds between looks at what the cluster has

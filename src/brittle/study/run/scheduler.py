@@ -19,8 +19,10 @@ from typing import Any, Protocol
 
 from brittle.errors import InputError, StoreError
 from brittle.study import lookup
-from brittle.study.kinds.cells import GENERATIONS, NETWORKS, VERSIONS, Cell
+from brittle.study.kinds import FUNCTIONS, new_cell
+from brittle.study.kinds.network.cell import GENERATIONS, NETWORKS
 from brittle.study.run.worker import End, Say, Step, Worker
+from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store
 
 POLL = 0.2  # seconds that a cell rests which another process has in work, and between looks where nothing is heard
@@ -348,16 +350,19 @@ def recall(store: Store, key: str, made: dict[str, Cell] | None = None, *, trust
 
 def _recalled(key: str, record: Mapping[str, Any], made: Mapping[str, Cell], trust: bool) -> Cell:
     """The cell of one record. Its key is compared before any name in it is resolved."""
-    cell = Cell(
-        record["title"],
-        record["function"],
-        record["params"],
-        {role: made[parent] for role, parent in record["parents"].items()},
-        digest=record["data"],
-        environment=record["environment"],
-    )
-    if record["function"] not in VERSIONS or cell.key != key:
-        raise InputError(f"cell {key[:8]} ({cell.title}) was made by another version of brittle; make it again")
+    if record["function"] in FUNCTIONS:
+        cell = new_cell(
+            record["title"],
+            record["function"],
+            record["params"],
+            {role: made[parent] for role, parent in record["parents"].items()},
+            digest=record["data"],
+            environment=record["environment"],
+        )
+    else:
+        cell = None
+    if cell is None or cell.key != key:
+        raise InputError(f"cell {key[:8]} ({record['title']}) was made by another version of brittle; make it again")
     if cell.function in NETWORKS:
         lookup.network(cell.params["network"], trust)
     if cell.function == "attack":

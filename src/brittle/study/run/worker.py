@@ -20,9 +20,9 @@ from brittle.data import Data
 from brittle.errors import InputError, StoreError, first_line
 from brittle.models.fit import resolve_device
 from brittle.progress import Progress, silent
-from brittle.study.kinds import cells
-from brittle.study.kinds.cells import Cell, Context, Outcome
+from brittle.study import kinds
 from brittle.study.store import files
+from brittle.study.store.cell import Cell, Context, Outcome
 from brittle.study.store.store import Store, Stored
 
 How = Literal["done", "cached", "busy", "lacks", "failed", "lost", "stop"]
@@ -110,7 +110,7 @@ class Worker:
         progress(0, 1)
         context = Context(self.device, lambda: self.store.work(cell.key), self._data, progress)
         try:
-            made = keep(cell, self.store, self.device, lambda: cells.run(cell, parents, context))
+            made = keep(cell, self.store, self.device, lambda: kinds.run(cell, parents, context))
         except FileNotFoundError:  # of a parent that somebody has removed since it was found
             gone = [parent.key for parent in cell.parents.values() if self.store.get(parent.key) is None]
             if not gone:

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from brittle.data import Data
 from brittle.errors import InputError
-from brittle.study.kinds.cells import Cell
 from brittle.study.run.estimate.counting import Cost, Counting
 from brittle.study.run.estimate.rates import Rates, measured, trained_as
 from brittle.study.run.scheduler import recall
+from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store
 
 __all__ = ["Cost", "Rates", "estimate", "longest", "measured", "total"]

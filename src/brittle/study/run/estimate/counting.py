@@ -21,11 +21,12 @@ from brittle.attacks.pixel_flips import LEVELS, flip_logits
 from brittle.attacks.result import BATCH, logits_in_batches
 from brittle.auditing.suite import BUDGETS
 from brittle.data import Data
-from brittle.study.kinds.carriers import ORDERS, SIDES
-from brittle.study.kinds.cells import Cell, untrained
-from brittle.study.kinds.masks import CLIPPED, WAYS
-from brittle.study.kinds.units import KINDS, MAPS, SCOPES, SEEN
+from brittle.study.kinds.carriers.cell import ORDERS, SIDES
+from brittle.study.kinds.masks.cell import CLIPPED, WAYS
+from brittle.study.kinds.network.cell import untrained
+from brittle.study.kinds.units.cell import KINDS, MAPS, SCOPES, SEEN
 from brittle.study.run.estimate.rates import ROWS, Rates, named, operations, options_of, takes_flips, trained_as
+from brittle.study.store.cell import Cell
 
 PROCESS = 270e6  # bytes of a process that has imported torch and brittle
 CELL, EPOCH = 0.02, 0.01  # seconds that any cell takes, and an epoch of training beside its images: a checkpoint

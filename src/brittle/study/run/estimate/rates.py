@@ -23,8 +23,9 @@ from brittle.models.networks import channels_last, frozen, logits_of, seeded
 from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, silent
 from brittle.study import lookup
-from brittle.study.kinds.cells import Cell, untrained
+from brittle.study.kinds.network.cell import untrained
 from brittle.study.run.worker import provenance
+from brittle.study.store.cell import Cell
 
 ROWS = 64  # images at a time while rates are measured, as exact arithmetic takes them
 RUNS, LOOK = 3, 0.2  # a rate is the median of at least so many runs, and of so many seconds

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from brittle.data import Data
 from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, part, silent
+from brittle.study.kinds.network.cell import loaded
+from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
 from brittle.units import (
     KnockoutCurve,
     Unit,
@@ -175,3 +177,13 @@ def _by_class(agreement: Tensor, labels: Tensor, classes: int) -> Tensor:
     members = torch.nn.functional.one_hot(labels, classes).to(agreement)
     sums = members.T @ agreement.nan_to_num().mul(pairs) @ members
     return sums / (members.T @ pairs.to(agreement) @ members)
+
+
+def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Which units matter, and what breaks when they go; see `units`."""
+    data = context.data(cell.place, cell.digest)
+    model = loaded("model", cell, parents, context)
+    return Outcome(*units(model, data, cell.params, context.device, context.progress))
+
+
+FUNCTIONS = {"units": Function(2, run)}

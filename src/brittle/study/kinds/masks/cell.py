@@ -12,6 +12,8 @@ from brittle.attacks.masks import ETA_SCALE, learned_mask, mask_curve, nearest, 
 from brittle.attacks.result import predictions
 from brittle.data import Data
 from brittle.progress import Progress, part
+from brittle.study.kinds.network.cell import loaded
+from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
 
 WAYS = ("trained", "held out", "borrowed", "transferred")  # of getting an image's mask, in the order stored:
 # its own, of training images; its own, of test images; that of the nearest training image, for test images; its own of
@@ -108,3 +110,14 @@ def _examples(model: nn.Module, images: Tensor, labels: Tensor, of: Any, classes
     targets = (own + 1) % classes
     found = target_gradient(model, some, targets, of=of)
     return {"images": some, "masks": found, "labels": own, "targets": targets}
+
+
+def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """What additive masks do; see `masks`."""
+    data = context.data(cell.place, cell.digest)
+    model = loaded("model", cell, parents, context)
+    other = loaded("other", cell, parents, context) if "other" in parents else None
+    return Outcome(*masks(model, other, data, cell.params, context.device, context.progress))
+
+
+FUNCTIONS = {"masks": Function(1, run)}

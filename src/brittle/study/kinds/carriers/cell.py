@@ -15,7 +15,9 @@ from brittle.attacks import pgd
 from brittle.data import Data
 from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, part, silent
-from brittle.study.kinds.units import flat
+from brittle.study.kinds.network.cell import loaded
+from brittle.study.kinds.units.cell import flat
+from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
 from brittle.units import knockout_curves, prediction_gradient, rank_agreement, rank_units
 from brittle.units.gradients import norm_of_maps
 
@@ -115,3 +117,13 @@ def _random(like: Mapping[str, SignedLog], draws: int, seed: int) -> dict[str, d
         }
         for draw in range(draws)
     }
+
+
+def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Which units carry an adversarial change; see `carriers`."""
+    data = context.data(cell.place, cell.digest)
+    model = loaded("model", cell, parents, context)
+    return Outcome(*carriers(model, data, cell.params, context.device, context.progress))
+
+
+FUNCTIONS = {"carriers": Function(2, run)}

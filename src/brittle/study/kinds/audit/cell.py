@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from brittle.auditing import audit
 from brittle.data import Data
 from brittle.progress import Progress
+from brittle.study.kinds.network.cell import loaded
+from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
 from brittle.study.store.store import Stored
 
 OPTIONS = ("norm", "eps", "rows", "budget", "seed")
@@ -56,3 +58,14 @@ def record_of(stored: Stored) -> dict[str, Any]:
     pairs = zip(record["pictures"], images["clean"], images["adversarial"], strict=True)
     pictures = [{**told, "clean": clean, "adversarial": adversarial} for told, clean, adversarial in pairs]
     return {**record, "pictures": pictures}
+
+
+def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Whether the model is robust; see `audited`."""
+    data = context.data(cell.place, cell.digest)
+    model = loaded("model", cell, parents, context)
+    reference = loaded("reference", cell, parents, context) if "reference" in parents else None
+    return Outcome(*audited(model, reference, data, cell.params, context.folder(), context.progress))
+
+
+FUNCTIONS = {"audit": Function(4, run)}

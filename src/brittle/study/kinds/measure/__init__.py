@@ -1,0 +1,1 @@
+"""A network's numbers without an attack."""

@@ -1,0 +1,94 @@
+"""A network's numbers without an attack: logits, gradient amplitudes, saliency maps."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from brittle import measures
+from brittle.attacks.result import logits_in_batches
+from brittle.models.softmax import Arithmetic, loss_gradient, loss_gradient_float32
+from brittle.progress import part
+from brittle.study.kinds.network.cell import loaded
+from brittle.study.kinds.rows.cell import first_of_each_class
+from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+
+MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
+
+
+def measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """Logits of the whole test split, gradient amplitudes of the selected rows, saliency maps of one row a class.
+
+    Amplitudes are those of the network as it is used, at T = 1, in both arithmetics, and as it was trained, exactly.
+    """
+    data = context.data(cell.place, cell.digest)
+    model = loaded("model", cell, parents, context)
+    test = data.test.to(context.device)
+    logits = logits_in_batches(model, test.images)
+    rows = parents["rows"].tensors("rows")
+    images, labels = rows["images"].to(context.device), rows["labels"].to(context.device)
+    amplitudes = _amplitudes(model, images, cell.params["temperature"], context)
+    shown = first_of_each_class(labels)
+    exact = loss_gradient(model, images[shown], labels[shown])
+    scalars = {
+        "accuracy": asdict(measures.accuracy(logits, test.labels)),
+        "saturated": asdict(measures.saturated(logits)),
+        "confidence": asdict(measures.confidence(logits, test.labels)),
+        "sensitivity": {name: asdict(measures.sensitivity(amplitudes[name])) for name in get_args(Arithmetic)},
+    }
+    tensors = {
+        "logits": {"test": logits, "labels": test.labels},
+        "amplitudes": amplitudes,
+        "saliency": {
+            "rows": shown,
+            "sign": exact.sign,
+            "log10": exact.log10,
+            "float32": loss_gradient_float32(model, images[shown], labels[shown]),
+        },
+    }
+    return Outcome(scalars, tensors)
+
+
+def _amplitudes(model: nn.Module, images: Tensor, temperature: float, context: Context) -> dict[str, Tensor]:
+    """By kind, (N,) log10 of each image's mean |dF/dx|; each MEASURED images are kept for a run that was killed."""
+    kinds: dict[str, tuple[Arithmetic, float]] = {
+        "float32": ("float32", 1.0),
+        "exact": ("exact", 1.0),
+        "trained": ("exact", temperature),
+    }
+    blocks = images.split(MEASURED)
+    found = {}
+    for number, (kind, (arithmetic, at)) in enumerate(kinds.items()):
+        parts = []
+        for place, block in enumerate(blocks):
+            begin = number * len(images) + place * MEASURED
+            told = part(context.progress, begin, begin + len(block), len(kinds) * len(images))
+            options = {"temperature": at, "arithmetic": arithmetic, "progress": told}
+            compute = functools.partial(measures.gradient_amplitudes, model, block, **options)
+            parts.append(_kept(context.folder() / f"{kind}-{place}.safetensors", compute))
+        found[kind] = torch.cat(parts)
+    return found
+
+
+def _kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:
+    """What `compute` gives; once it has been computed, from the file where it was left before a kill."""
+    with suppress(OSError, SafetensorError):
+        return load_file(path)["values"]
+    values = compute()
+    temporary = path.with_suffix(".tmp")
+    save_file({"values": values}, temporary)
+    os.replace(temporary, path)
+    return values
+
+
+FUNCTIONS = {"measure": Function(2, measure)}

@@ -1,0 +1,1 @@
+"""Networks: trained, taken over from a file, and asked for soft labels."""

@@ -1,0 +1,201 @@
+"""Cells that hold a network, and the soft labels that one gives another."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from brittle.data import Data
+from brittle.errors import InputError
+from brittle.models import users_code
+from brittle.models.distill import soft_labels
+from brittle.models.fit import fit
+from brittle.models.networks import build, channels_last
+from brittle.study import lookup
+from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+from brittle.study.store.store import Stored
+
+GENERATIONS = 50  # networks in a row that learn from each other, at most: a cell is pickled with all that it needs
+
+
+NETWORKS = ("train", "adopt")  # functions of cells that hold a network
+
+
+FITTED = ("channels", "classes", "size")  # options of a network that the data decides
+
+
+_NAMED = 4  # keys of weights that an error lists
+
+
+def train(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """A network is trained, on hard labels or on those of a parent."""
+    data = context.data(cell.place, cell.digest)
+    params = dict(cell.params)
+    make = lookup.network(params.pop("network"), trust=True)
+    params.pop("code", None)
+    options = fitted_options(make, params.pop("network_options"), data)
+    network = _built(cell.params["network"], options, params["seed"])
+    labels = parents["labels"].tensors()["labels"] if "labels" in parents else None
+    fitted = fit(
+        network,
+        data,
+        labels=labels,
+        device=str(context.device),
+        dtype=cell.environment["dtype"],
+        checkpoint=context.folder() / "checkpoint.safetensors",
+        progress=context.progress,
+        **params,
+    )
+    return Outcome(
+        {
+            "network_options": options,
+            "loss": [epoch.loss for epoch in fitted.history],
+            "validation_accuracy": [_number(epoch.accuracy) for epoch in fitted.history],
+        },
+        {"weights": fitted.model.state_dict()},
+    )
+
+
+def fitted_options(make: Callable[..., nn.Module], options: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """The network's options, with channels, classes and size as the data has them unless they are given."""
+    channels, height, width = data.image_shape
+    known = dict(zip(FITTED, (channels, len(data.classes), height), strict=True))
+    if lookup.takes(make, "size") and height != width:
+        raise InputError(f"this network takes square images, those of {data.name} are {height} x {width}")
+    return {name: value for name, value in known.items() if lookup.takes(make, name)} | dict(options)
+
+
+def _built(network: str, options: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """The network of a cell, whose import path has been checked."""
+    with users_code.users_code(f"network {network} cannot be built"):
+        made = build(lookup.network(network, trust=True), seed=seed, **options)
+        if not isinstance(made, nn.Module):
+            raise InputError(f"network {network} must build an nn.Module, got a {type(made).__name__}")
+        return made
+
+
+def adopted(path: Path, network: str, options: Mapping[str, Any], data: Data) -> Cell:
+    """The cell of weights that were trained elsewhere, from a safetensors file; the user typed the network's path.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    make = lookup.network(network, trust=True)
+    lookup.check_options("network", network, make, options)
+    params = {
+        "network": network,
+        "network_options": fitted_options(make, options, data),
+        "sha256": hashlib.sha256(_content(path)).hexdigest(),
+    }
+    return Cell(f"adopt {path.name}", "adopt", FUNCTIONS["adopt"].version, params, place=str(path))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"weights {path} cannot be read: {error.strerror}") from error
+
+
+def adopt(cell: Cell, _parents: Parents, _context: Context) -> Outcome:
+    """Weights from a file are put into a network."""
+    network, options = cell.params["network"], cell.params["network_options"]
+    content = _content(Path(cell.place))
+    if hashlib.sha256(content).hexdigest() != cell.params["sha256"]:
+        raise InputError(f"weights {cell.place} have changed since they were first read; run the command again")
+    built = _built(network, options)
+    try:
+        state = load(content)
+    except SafetensorError as error:
+        raise InputError(f"weights {cell.place} cannot be read: {users_code.reason(error)}") from error
+    fill(built, state, f"{cell.place} does not fit {network}")
+    return Outcome({"network_options": options}, {"weights": built.state_dict()})
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], fault: str) -> None:
+    """Loads weights into a model that has exactly these.
+
+    Raises:
+        InputError: that begins with `fault`, if names, shapes or kinds of numbers are others, or a tensor is not dense.
+    """
+    if state and all(name.startswith("module.") for name in state):  # written by DataParallel
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    with users_code.users_code(fault):
+        wanted = model.state_dict()
+        both = [(name, state[name], value) for name, value in wanted.items() if name in state]
+        faults = {
+            "missing": [name for name in wanted if name not in state],
+            "unexpected": [name for name in state if name not in wanted],
+            "of another shape": [
+                f"{name} is {tuple(found.shape)}, expected {tuple(value.shape)}"
+                for name, found, value in both
+                if found.shape != value.shape
+            ],
+            "of another kind": [
+                f"{name} is {_number_kind(found)}, expected {_number_kind(value)}"
+                for name, found, value in both
+                if _number_kind(found) != _number_kind(value)
+            ],
+        }
+        if said := [f"{what}: {_shortened(names)}" for what, names in faults.items() if names]:
+            raise InputError(f"{fault}; {'; '.join(said)}")
+        model.load_state_dict(state)
+
+
+def _number_kind(tensor: Tensor) -> str:
+    """What conversion must not change unseen: 'floating-point' of any precision, another dtype, or no dense numbers."""
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        return "without values" if tensor.is_meta else "sparse"
+    return "floating-point" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def untrained(cell: Cell, data: Data) -> nn.Module:
+    """A network of the shape that a `train` or `adopt` cell has, with other weights."""
+    make = lookup.network(cell.params["network"], trust=True)
+    return _built(cell.params["network"], fitted_options(make, cell.params["network_options"], data)).eval()
+
+
+def load_network(cell: Cell, stored: Stored, device: torch.device) -> nn.Module:
+    """The network of a `train` or `adopt` cell, in evaluation mode.
+
+    The store gives its weights and sizes. The code to import is what the cell names, never what a file names.
+    """
+    network, sizes = cell.params["network"], stored.scalars["network_options"]
+    options = {name: sizes[name] for name in FITTED if name in sizes} | cell.params["network_options"]
+    built = _built(network, options)
+    fill(built, stored.tensors("weights"), f"the weights of cell {cell.key[:8]} do not fit {network}")
+    return channels_last(built.eval().to(device))
+
+
+def loaded(role: str, cell: Cell, parents: Parents, context: Context) -> nn.Module:
+    """The network of a parent, on the device that the cell runs on."""
+    return load_network(cell.parents[role], parents[role], context.device)
+
+
+def label(cell: Cell, parents: Parents, context: Context) -> Outcome:
+    """The teacher's soft labels of the training images."""
+    data = context.data(cell.place, cell.digest)
+    model = loaded("teacher", cell, parents, context)
+    labels = soft_labels(model, data.train.images, cell.params["temperature"], progress=context.progress)
+    return Outcome({}, {"tensors": {"labels": labels}})
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+FUNCTIONS = {"train": Function(1, train), "adopt": Function(1, adopt), "label": Function(1, label)}

@@ -1,0 +1,1 @@
+"""Which test images a study attacks."""

@@ -1,0 +1,1 @@
+"""Which units of a network matter."""
