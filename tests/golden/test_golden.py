@@ -53,14 +53,6 @@ def test_of_a_page_text_and_pictures_are_compared_but_no_times_nor_style():
 # A whole run --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All commands' store, pages and output."""
-    folder = tmp_path_factory.mktemp("golden") / "ran"
-    results.run_all(folder)
-    return folder
-
-
 def record(folder: Path, kind: str) -> Path:
     """The file of some cell of a kind."""
     files = sorted(folder.glob("store/cells/*/cell.json"))
@@ -74,14 +66,10 @@ def put(file: Path, change: Callable[[dict], object]) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_make_every_kind_of_cell(ran: Path):
-    made = {json.loads(file.read_text())["function"] for file in ran.glob("store/cells/*/cell.json")}
-    assert made == keys.KINDS
-
-
-@pytest.mark.slow
-def test_every_difference_between_two_runs_is_found_and_times_are_none(ran: Path, tmp_path: Path):
-    other = tmp_path / "other"
+def test_the_commands_make_every_kind_of_cell_and_every_difference_but_times_is_found(tmp_path: Path):
+    ran, other = tmp_path / "ran", tmp_path / "other"
+    results.run_all(ran)
+    assert {json.loads(file.read_text())["function"] for file in ran.glob("store/cells/*/cell.json")} == keys.KINDS
     shutil.copytree(ran, other)
     put(record(other, "train"), lambda cell: cell["provenance"].update(seconds=1e9, processor="another"))
     assert list(compare.differences(ran, other)) == []
