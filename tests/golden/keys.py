@@ -26,11 +26,12 @@ import torch
 # All that this harness takes from inside brittle. When files move, these lines follow; nothing else here does.
 import brittle
 from brittle import Data, Split
-from brittle.cells import VERSIONS, Cell
-from brittle.plan import Plan, expand
-from brittle.study import Study, built_in, read
+from brittle.study.expand import Plan, expand
+from brittle.study.kinds import FUNCTIONS, new_cell
+from brittle.study.schema import Study, built_in, read
+from brittle.study.store.cell import Cell
 
-KINDS = frozenset(VERSIONS)  # of cells
+KINDS = frozenset(FUNCTIONS)  # of cells
 
 HERE = Path(__file__).parent
 SMALL = HERE / "small.toml"
@@ -70,7 +71,7 @@ def adopted() -> Given:
     """A network from outside in place of the small study's first, as a command makes it that is given one."""
     options = {"channels": 1, "classes": len(DIGITS), "size": 28, "hidden": 40}
     params = {"network": "brittle.networks.mlp", "network_options": options, "sha256": digest("weights")}
-    return {"standard": Cell("adopt weights", "adopt", params)}
+    return {"standard": new_cell("adopt weights", "adopt", params)}
 
 
 def studies() -> Iterator[tuple[str, Study, Given]]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from brittle.data import Data
     from brittle.progress import Progress
-    from brittle.study.kinds import new_cell
     from brittle.study.store.cell import Cell
     from brittle.study.store.store import Store, Stored
 
@@ -172,6 +171,7 @@ def _cell(
 ) -> Cell:
     """The cell of one norm: its key is made of all that decides what an audit finds. Of cells it is that of a study."""
     from brittle.study import load_model
+    from brittle.study.kinds import new_cell
 
     params = {"norm": norm, **{name: getattr(asked, name) for name in ("eps", "rows", "budget", "seed")}}
     title = f"audit of {asked.model} on {data.name}, {WORDS[norm]}"
@@ -298,7 +298,6 @@ def _trained_twin(
 def _about(asked: Question, how: Request, found: Sequence[Stored], model: nn.Module, data: Data) -> dict[str, Any]:
     """What was audited and how, for the page and the JSON."""
     from brittle.study import load_model
-
     made = found[0].record["provenance"]
     seconds = sum(one.record["provenance"]["seconds"] for one in found)
     rows = min(asked.rows, len(data.test))

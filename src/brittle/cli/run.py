@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from brittle.data import Data
     from brittle.study.expand import Plan
-    from brittle.study.kinds import new_cell
     from brittle.study.run.estimate import Cost
     from brittle.study.run.scheduler import Hands, Ran
     from brittle.study.schema import Study
@@ -283,6 +282,7 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
     """
     from brittle.models import users_code
     from brittle.study import load_model, lookup
+    from brittle.study.kinds import new_cell
     from brittle.study.kinds.network.cell import fitted_options
     from brittle.study.run import scheduler as engine
     from brittle.study.run import worker
