@@ -331,7 +331,7 @@ def test_two_results_have_two_pages_and_a_failed_run_replaces_none(brittle, tmp_
 
 
 def test_a_full_disk_and_a_reader_that_goes_away(brittle, finished):
-    code = "from brittle.cli import main; main()"
+    code = "from brittle.cli.main import main; main()"
     line = shlex.join([sys.executable, "-c", code, "report", "quickstart", "--store", str(finished)])
     full = subprocess.run(f"{line} > /dev/full", shell=True, stderr=subprocess.PIPE, text=True)
     assert (full.returncode, full.stderr.count("\n")) == (2, 1)
@@ -406,7 +406,7 @@ def test_images_of_mixed_sizes_and_empty_classes_are_said_by_name(brittle, tmp_p
 def command(home: Path, *arguments: str) -> subprocess.Popen:
     """The real command, in a process of its own, with Ctrl-C as at a terminal also where the tests run without one."""
     code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom brittle.cli import main; main()"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom brittle.cli.main import main; main()"
     )
     line = [sys.executable, "-c", code, "study", "run", "quickstart", *arguments, "--store", str(home), "-v"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}

@@ -136,14 +136,15 @@ import sys, torch
 sys.path[:0] = sys.argv[2:]
 from problems import blobs
 from test_engine import TABLES, here, run
-from brittle import engine, study
-from brittle.plan import expand
-from brittle.store import Store
+from brittle.study import schema
+from brittle.study.expand import expand
+from brittle.study.run import scheduler
+from brittle.study.store.store import Store
 torch.set_num_threads(1)
-plan = expand(study.check(TABLES, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
+plan = expand(schema.check(TABLES, "tiny", trust=True), blobs(), device="cpu", dtype="float32")
 store = Store(sys.argv[1])
 for _ in range(3):
-    engine.forget(plan.cells, store)
+    scheduler.forget(plan.cells, store)
     ran = run(plan, store)
     assert not ran.failed and not ran.left, ran.failed
 """

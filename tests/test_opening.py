@@ -291,7 +291,8 @@ def digested(digits, tmp_path, monkeypatch):
         (tmp_path / "digest_helper.py").write_text(f"GAIN = {gain}\n")
         code = f"""
 import torch, brittle
-from brittle.opening import digest, open_model
+from brittle.models.fingerprint import digest
+from brittle.study.load_model import open_model
 torch.set_num_threads({threads})
 data = brittle.data.load("digits")
 for name in {MADE}:

@@ -155,7 +155,7 @@ def test_a_study_does_not_run_what_it_names(ran, command, kind):
 
 def test_a_trusted_study_runs_what_it_names(ran):
     Path("trusted_networks.py").write_text(
-        f"import os\nos.mkdir({str(ran)!r})\nfrom brittle.networks import mlp as made\n"
+        f"import os\nos.mkdir({str(ran)!r})\nfrom brittle import networks\nmade = networks.mlp\n"
     )
     Path("mine.toml").write_text(
         'name = "e"\ntitle = "e"\ndata = "digits"\n[models.one]\nnetwork = "trusted_networks.made"\n'

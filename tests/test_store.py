@@ -39,7 +39,7 @@ def child(store):
     with contextlib.ExitStack() as stack:
 
         def start(code: str, *arguments: str) -> subprocess.Popen:
-            head = "import os, sys, time\nfrom brittle.store import Store\nstore = Store(sys.argv[1])\n"
+            head = "import os, sys, time\nfrom brittle.study.store.store import Store\nstore = Store(sys.argv[1])\n"
             command = [sys.executable, "-c", head + textwrap.dedent(code), str(store.root), *arguments]
             process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
             stack.callback(process.kill)

@@ -15,7 +15,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="affinity and control
 @linux
 def test_a_process_that_is_held_on_one_core_has_one():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-    code += "from brittle.threads import available_cores; print(available_cores())"
+    code += "from brittle.study.run.threads import available_cores; print(available_cores())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
 
 

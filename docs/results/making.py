@@ -17,7 +17,7 @@ from brittle.report.claims import Number
 
 def brittle(*arguments: str) -> str:
     """What the command prints; its errors and progress go where ours go."""
-    command = [sys.executable, "-c", "from brittle.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from brittle.cli.main import main; main()", *arguments]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
