@@ -405,9 +405,8 @@ def test_images_of_mixed_sizes_and_empty_classes_are_said_by_name(brittle, tmp_p
 
 def command(home: Path, *arguments: str) -> subprocess.Popen:
     """The real command, in a process of its own, with Ctrl-C as at a terminal also where the tests run without one."""
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom brittle.cli.main import main; main()"
-    )
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from brittle.cli.main import main; main()"
     line = [sys.executable, "-c", code, "study", "run", "quickstart", *arguments, "--store", str(home), "-v"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

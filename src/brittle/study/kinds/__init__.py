@@ -7,8 +7,7 @@ What a kind must have in its `cell.py`:
 A kind that a study file asks for by tables, as `[units.NAME]`, has besides:
 
 - `NAME`: of its tables in a study file, of its part of a study's record and of results.json.
-- `Table`: a pydantic model, a table of it; `Table.named()` gives the models that it names.
-- `cell(table, asked, point)`: the cell of one table, about one trained model.
+- `Table`: a table of it, a `ModelTable`.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from brittle.study.kinds.rows import cell as rows
 from brittle.study.kinds.units import cell as units
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
+TABLES = (audit, units, carriers, masks)  # kinds that a study asks for by tables, in the order in which they are run
 KINDS = (rows, network, measure, audit, attack, units, carriers, masks)
 FUNCTIONS = {name: function for kind in KINDS for name, function in kind.FUNCTIONS.items()}
 
