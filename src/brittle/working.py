@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from brittle import __version__, cells, data, disk
+from brittle import __version__, cells, data, disk, naming
 from brittle.cells import Cell, Context, Outcome
 from brittle.data import Data
 from brittle.errors import InputError, StoreError, first_line
@@ -91,6 +91,8 @@ class Worker:
             return End(cell.key, "stop", str(error))
         except InputError as error:
             return End(cell.key, "failed", str(error))
+        except SystemExit as error:  # of the model's code: it would take the process and its other cells along
+            return End(cell.key, "failed", f"the model's code ended the program: {naming.reason(error)}")
         except Exception as error:  # a defect, here or in the user's own function: the other cells go on
             if disk.is_full(error):
                 return End(cell.key, "stop", f"cannot write to {self.store.root}: {first_line(error)}")
