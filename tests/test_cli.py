@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from brittle.cli import app
 from brittle.networks import build, papernot_mnist
+from brittle.opening import open_model
 from brittle.running import duration
 from brittle.store import Store
 
@@ -351,6 +352,22 @@ def test_divergence_is_said_and_nothing_is_lost(brittle, tmp_path):
     said = one_line(brittle("train", "--learning-rate", "1e9", "--epochs", 2, "-q", code=2))
     assert "training diverged: the loss is" in said
     assert len(Store(tmp_path / "home").keys()) == 1  # the rows
+
+
+def test_weights_that_change_while_they_are_read_are_refused(brittle, tmp_path, monkeypatch):
+    file = tmp_path / "mine.safetensors"
+    save_file(build(papernot_mnist, seed=5).state_dict(), file)
+
+    def opened_and_saved_over(*arguments, **options):
+        model = open_model(*arguments, **options)
+        save_file(build(papernot_mnist, seed=6).state_dict(), file)
+        return model
+
+    monkeypatch.setattr("brittle.opening.open_model", opened_and_saved_over)
+    of = ["--network", "papernot_mnist", "--data", "digits"]
+    said = one_line(brittle("attack", file, *of, "--attack", "fgsm", "--rows", 2, "-q", code=2))
+    assert "mine.safetensors changed while it was read" in said
+    assert not Store(tmp_path / "home").keys()
 
 
 def test_weights_that_do_not_fit_are_refused(brittle, tmp_path):

@@ -282,6 +282,8 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
     """
     from brittle import cells, engine, naming, opening, working
 
+    file = named.weights or (Path(named.model) if named.network else None)
+    before = _file_digest(file)
     model = opening.open_model(
         named.model,
         data=data,
@@ -291,6 +293,8 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
         store=store,
         trust=trust,
     )
+    if _file_digest(file) != before:
+        raise InputError(f"{file} changed while it was read: give a file that nobody writes to")
     warn_of_other_data(named, data, store)
     check_fits(model, data, device)
     if named.is_key:
@@ -301,10 +305,7 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
     make = naming.network(path, trust=True)
     path = naming.full_path(make, path, "brittle.networks")
     options = cells.fitted_options(make, {}, data) if path.startswith("brittle.") else {}
-    file = named.weights or (Path(named.model) if named.network else None)
-    digest = (
-        hashlib.sha256(file.read_bytes()).hexdigest() if file else opening.digest(model, named.model, data.image_shape)
-    )
+    digest = before or opening.digest(model, named.model, data.image_shape)
     params = {"network": path, "network_options": options, "sha256": digest}
     if code := naming.source_digest(make):
         params["code"] = code
@@ -314,6 +315,14 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
         if store.get(cell.key) is None:
             working.keep(cell, store, device, lambda: cells.Outcome({"network_options": options}, weights))
     return cell
+
+
+def _file_digest(file: Path | None) -> str | None:
+    """Hexadecimal sha256 of a file; None of none, and of one that `open_model` will refuse."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
+    except OSError:
+        return None
 
 
 def check_fits(model: Any, data: Data, device: torch.device) -> None:
