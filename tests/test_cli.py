@@ -16,6 +16,7 @@ from seen import one_line
 from stress.faults import cells_of
 from typer.testing import CliRunner
 
+from brittle import disk
 from brittle.cli import app
 from brittle.networks import build, papernot_mnist
 from brittle.opening import open_model
@@ -185,6 +186,20 @@ def test_the_store_is_listed_verified_and_cleaned(brittle, finished, tmp_path):
     assert not Store(copy).keys()
 
 
+@pytest.mark.parametrize("function", ["train", "measure", "select"])
+@pytest.mark.parametrize("part", ["title", "params", "parents", "scalars", "data", "provenance"])
+def test_a_record_that_brittle_did_not_write_spoils_no_list(brittle, finished, tmp_path, function, part):
+    for place in ("cells", "studies"):
+        shutil.copytree(finished / place, tmp_path / "copy" / place)
+    for file in (tmp_path / "copy" / "cells").glob("*/cell.json"):
+        record = disk.unsealed(file.read_bytes())
+        if record["function"] == function:
+            file.write_bytes(disk.sealed({**record, part: ["odd"]}))
+    rows = json.loads(brittle("store", "list", "--store", tmp_path / "copy", "--json").stdout)
+    assert len(rows) == 29
+    assert "song_1 on standard" in brittle("store", "list", "--store", tmp_path / "copy").stdout
+
+
 def test_the_lists_name_what_there_is(brittle):
     assert {"digits", "mnist", "cifar10", "yale-faces"} <= set(json.loads(brittle("data", "list", "--json").stdout))
     assert "quickstart" in brittle("study", "list").stdout
@@ -261,6 +276,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(brittle, empty_roots, arguments
         (["audit", "abc", "--seed", 10**22], "error: Invalid value for '--seed'"),
         (["demo", "--threads", 10**9], "error: Invalid value for '--threads'"),
         (["train", "--output", ""], "a folder must be named, got an empty text"),
+        (["train", "--output", "a\0b"], "a folder's name has no NUL, got 'a\\x00b'"),
+        (["train", "--store", "a\0b"], "a folder's name has no NUL, got 'a\\x00b'"),
         (["train", "--output", "/proc/no"], "error: --output /proc/no cannot be written: "),
         (["attack", "abc", "--attack", "pgd", "--arithmetic", "foo"], "error: unknown arithmetic 'foo'"),
         (["attack", "abc", "--attack", "class_mask"], "error: unknown attack 'class_mask'"),

@@ -13,6 +13,7 @@ import brittle
 ROOT = Path(brittle.__file__).parent
 FLOORS = [
     "errors",
+    "arguments",
     "progress",
     "threads",
     "summary",

@@ -42,6 +42,8 @@ def folder(text: str) -> Path:
     """The folder that an option names."""
     if not text.strip():
         raise typer.BadParameter("a folder must be named, got an empty text")
+    if "\0" in text:
+        raise typer.BadParameter(f"a folder's name has no NUL, got {text!r}")
     return Path(text)
 
 

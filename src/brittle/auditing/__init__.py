@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from brittle.arguments import typed
 from brittle.attacks.result import logits_in_batches
 from brittle.auditing import checks
 from brittle.auditing.battery import BUDGETS, Battery, Step, median_lead
@@ -177,6 +178,7 @@ class Audit:
         return report.small_table(self.record())
 
 
+@typed
 @barred("auditing")
 def audit(
     model: nn.Module,
