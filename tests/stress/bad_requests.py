@@ -1,5 +1,7 @@
 """Bad requests: studies, options, names, models to audit, records of a store, and arguments of functions."""
 
+# ruff: noqa: PERF401  (a loop in a loop is read more easily than a comprehension in another)
+
 from __future__ import annotations
 
 import copy
@@ -17,15 +19,14 @@ from typing import Any
 
 import torch
 from attacks import test_contract as contract
-from attacks.test_contract import CASES, FEW, FUNCTIONS, WRONG, keeps_the_contract, request, snapshot
-from problems import blobs, convnet, pictures
+from attacks.test_contract import CASES, FUNCTIONS, WRONG, keeps_the_contract, request, snapshot
+from problems import blobs
 from stress.judged import ODD, Case, command, flipped, mutated
 
 import brittle
 from brittle import disk, naming
 from brittle.data import as_split
 from brittle.distillation import distill, soft_labels
-from brittle.errors import InputError
 from brittle.networks import build, mlp
 from brittle.study import built_in
 from brittle.training import fit

@@ -1,4 +1,4 @@
-"""One bad input, and whether brittle ended as it says: with one clear line and the right code, or with what was asked."""
+"""One bad input, and whether brittle ended as it says: in one clear line and the right code, or with what was asked."""
 
 from __future__ import annotations
 
