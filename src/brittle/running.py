@@ -340,6 +340,8 @@ def check_fits(model: Any, data: Data, device: torch.device) -> None:
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (min(2, len(data.test)), len(data.classes)):
         raise InputError(f"the network must return {len(data.classes)} logits an image of {data.name}, got {shape}")
+    if not torch.isfinite(logits).all():
+        raise InputError(f"the network answers images of {data.name} with numbers that are not finite")
 
 
 def warn_of_other_data(named: Named, data: Data, store: Store) -> None:
