@@ -63,12 +63,12 @@ def limited(seconds: int) -> Iterator[None]:
         raise TimeoutError(f"took longer than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
+    rest = signal.alarm(seconds)  # of another alarm, as pytest-timeout sets one
     try:
         yield
     finally:
-        signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+        signal.alarm(rest)
 
 
 @contextmanager
