@@ -25,9 +25,9 @@ from brittle.study import schema
 from brittle.study.expand import Plan, expand
 from brittle.study.kinds import new_cell
 from brittle.study.run import scheduler
-from brittle.study.run.local_pool import Processes
-from brittle.study.run.scheduler import Hands
-from brittle.study.run.worker import Worker, Workplace
+from brittle.study.run.local_pool import LocalPool
+from brittle.study.run.scheduler import Executor
+from brittle.study.run.worker import Worker, WorkerConfig
 from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store
 
@@ -35,27 +35,27 @@ DATA = brittle.data.load("digits")
 TURNS = 3
 
 
-def place(store: Store) -> Workplace:
-    return Workplace(store.root, device="cpu", threads=1)
+def place(store: Store) -> WorkerConfig:
+    return WorkerConfig(store.root, device="cpu", threads=1)
 
 
-def here(store: Store) -> Hands:
+def here(store: Store) -> Executor:
     torch.set_num_threads(1)
-    return scheduler.Here(Worker(store, lambda _: DATA, torch.device("cpu")))
+    return scheduler.InProcess(Worker(store, lambda _: DATA, torch.device("cpu")))
 
 
-def on_ray(store: Store) -> Hands:
+def on_ray(store: Store) -> Executor:
     from brittle.study.run.ray_pool import Ray
 
     return Ray(place(store), workers=2)
 
 
-def took(cells: list[Cell] | tuple[Cell, ...], hands: Callable[[Store], Hands]) -> float:
-    """Seconds that the cells take in an empty store, once the hands are there."""
+def took(cells: list[Cell] | tuple[Cell, ...], executor: Callable[[Store], Executor]) -> float:
+    """Seconds that the cells take in an empty store, once the executor are there."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         warm = empty(4, "warm")
-        made = hands(store)
+        made = executor(store)
         close, made.close = made.close, lambda: None  # type: ignore[method-assign]
         try:
             scheduler.run(warm, store, made)
@@ -81,14 +81,14 @@ def empty(count: int, name: str = "empty") -> list[Cell]:
 
 def overhead(count: int = 200) -> None:
     print(f"overhead of an empty cell, median of {TURNS} runs of {count}; a cell is two files and their fsync")
-    ways: dict[str, tuple[Callable[[Store], Hands], float]] = {
+    ways: dict[str, tuple[Callable[[Store], Executor], float]] = {
         "in this process": (here, 20),
-        "two processes": (lambda store: Processes(place(store), 2), 20),
+        "two processes": (lambda store: LocalPool(place(store), 2), 20),
         "Ray, two workers": (on_ray, 50),
     }
-    for name, (hands, target) in ways.items():
+    for name, (executor, target) in ways.items():
         try:
-            each = statistics.median(took(empty(count), hands) / count for _ in range(TURNS))
+            each = statistics.median(took(empty(count), executor) / count for _ in range(TURNS))
         except InputError as error:
             print(f"  {name:20} {error}")
             continue
@@ -124,7 +124,7 @@ def planned(tables: dict[str, Any]) -> Plan:
 
 def show(name: str, cells: list[Cell]) -> None:
     def seconds(count: int) -> float:
-        return statistics.median(took(cells, lambda store: Processes(place(store), count)) for _ in range(TURNS))
+        return statistics.median(took(cells, lambda store: LocalPool(place(store), count)) for _ in range(TURNS))
 
     one, two = seconds(1), seconds(2)
     print(f"  {name:28} {one:6.1f} s and {two:6.1f} s: {one / two:.2f} times (target: at least 1.7)")

@@ -3,7 +3,7 @@
     python benchmarks/simulation.py [mandal-guo] [--size full] [--driver 0.01] [--faster 25]
 
 What each cell takes is estimated from rates measured on this machine (`brittle study run --dry-run`) and divided by how
-many times faster a GPU is taken to be than one of its cores. The driver hands out one cell after another.
+many times faster a GPU is taken to be than one of its cores. The driver executor out one cell after another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from brittle.study import schema
 from brittle.study.expand import expand
 from brittle.study.run.estimate import Cost, estimate, longest, measured, total
 from brittle.study.run.scheduler import Schedule
-from brittle.study.run.worker import End
+from brittle.study.run.worker import Finished
 from brittle.study.store.cell import Cell
 
 START, CELL = 10.0, 0.05  # seconds until a process of a GPU is there, and that it takes for any cell beside its work
@@ -47,7 +47,7 @@ def simulated(cells: Sequence[Cell], costs: Mapping[str, Cost], gpus: int, drive
             handed += 1
             heapq.heappush(ends, (free_from + costs[cell.key].seconds, cell.key))
         now, key = heapq.heappop(ends)
-        schedule.end(End(key, "done"))
+        schedule.end(Finished(key, "done"))
     work = total(costs.values()).seconds
     return Simulated(now, work / gpus / now, handed * driver / now)
 

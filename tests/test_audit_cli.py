@@ -432,7 +432,7 @@ def test_an_audit_of_cells_has_the_key_that_a_study_gives_it(tmp_path):
     }
     plan = expand(schema.check(tables, "audits"), data, device="cpu", dtype="float32")
     trained = [cell for cell in plan.cells if cell.function in ("train", "select")]
-    scheduler.run(trained, store, scheduler.Here(Worker(store, lambda _: data, cpu)))
+    scheduler.run(trained, store, scheduler.InProcess(Worker(store, lambda _: data, cpu)))
     plain, tempered = plan.record["models"]
     alone, beside = (audit["cell"] for audit in tempered["audits"])
 

@@ -25,8 +25,8 @@ from brittle.study.kinds import new_cell
 from brittle.study.kinds.measure import cell as measure
 from brittle.study.kinds.network import cell as network
 from brittle.study.run import local_pool, scheduler
-from brittle.study.run.local_pool import Processes
-from brittle.study.run.worker import End, Worker, Workplace
+from brittle.study.run.local_pool import LocalPool
+from brittle.study.run.worker import Finished, Worker, WorkerConfig
 from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store, Stored
 
@@ -83,7 +83,7 @@ class Heard(scheduler.Quiet):
 
 
 def here(store, load=lambda _: blobs()):
-    return scheduler.Here(Worker(store, load, CPU))
+    return scheduler.InProcess(Worker(store, load, CPU))
 
 
 def run(plan, store, watch=None):
@@ -214,7 +214,7 @@ def test_a_damaged_cell_is_done_again_and_said_so(plan, tmp_path):
     heard = Heard()
     assert run(plan, Store(tmp_path / "store"), watch=heard).done == 1
     assert heard.computed == [trained.title]
-    assert "is damaged (weights.safetensors: sha256 differs); doing it again" in heard.said[0]
+    assert "is damaged (weights.safetensors: sha256 differs); computing it again" in heard.said[0]
 
 
 def test_two_at_once_do_each_cell_once(plan, tmp_path):
@@ -246,7 +246,7 @@ def test_a_cell_that_another_process_has_in_work_is_passed_over(tmp_path, plan):
             time.sleep(0.05)
     thread.join(60)
     assert len(heard.computed) == len(plan.cells)
-    assert heard.said == ["waiting for another process that does the cells that are left"]
+    assert heard.said == ["waiting: another process is computing the remaining cells"]
 
 
 def test_a_parent_that_goes_meanwhile_is_done_again(plan, tmp_path):
@@ -335,10 +335,10 @@ def test_a_model_that_ends_the_program_in_a_worker_is_tried_once(tmp_path, monke
     tables = {"name": "e", "title": "e", "data": "digits", "models": {"m": {"network": "exits_at_once.Net"}}}
     plan = expand(schema.check(tables, "e", trust=True), brittle.data.load("digits"), device="cpu", dtype="float32")
     store, heard = Store(tmp_path / "store"), Heard()
-    hands = Processes(Workplace(store.root, device="cpu", threads=1, path=(str(tmp_path),)), 2)
-    (failure,) = scheduler.run(plan.cells, store, hands, heard).failed
+    executor = LocalPool(WorkerConfig(store.root, device="cpu", threads=1, path=(str(tmp_path),)), 2)
+    (failure,) = scheduler.run(plan.cells, store, executor, heard).failed
     assert failure.why == "the model's code ended the program: its code called sys.exit(3)"
-    assert heard.said == []  # and not 'its process ended; doing it again'
+    assert heard.said == []  # and not 'its process ended; computing it again'
 
 
 def test_a_store_that_cannot_be_written_stops_the_run_at_once(plan, tmp_path, monkeypatch):
@@ -360,7 +360,7 @@ def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
     plan = expand(schema.check(tables, "tiny", trust=True), data, device="cpu", dtype="float32")
     alone, shared = Store(tmp_path / "alone"), Store(tmp_path / "shared")
     scheduler.run(plan.cells, alone, here(alone, lambda _: data))
-    hands = Processes(Workplace(shared.root, device="cpu", threads=torch.get_num_threads()), 2)
+    executor = LocalPool(WorkerConfig(shared.root, device="cpu", threads=torch.get_num_threads()), 2)
 
     class Kills(Heard):
         begun = 0
@@ -368,15 +368,17 @@ def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
         def begin(self, cell):
             self.begun += 1
             if self.begun in (2, 5):
-                os.kill(next(hand for hand in hands._hands if hand.cell == cell).process.pid or 0, signal.SIGKILL)
+                os.kill(
+                    next(hand for hand in executor._processes if hand.cell == cell).process.pid or 0, signal.SIGKILL
+                )
 
     heard = Kills()
-    ran = scheduler.run(plan.cells, shared, hands, heard)
+    ran = scheduler.run(plan.cells, shared, executor, heard)
     assert (ran.done, ran.failed) == (len(plan.cells), ())
     assert len(heard.said) == 2
-    assert "its process was killed by signal 9; doing it again" in heard.said[0]
+    assert "its process was killed by signal 9; computing it again" in heard.said[0]
     assert hashes(shared) == hashes(alone)
-    assert not any(hand.process.is_alive() for hand in hands._hands)
+    assert not any(one.process.is_alive() for one in executor._processes)
 
 
 @pytest.mark.parametrize(
@@ -400,32 +402,32 @@ def test_the_memory_is_what_is_free_and_what_the_control_group_allows(monkeypatc
 def test_more_workers_than_the_machine_has_places_for_are_not_started(monkeypatch, tmp_path):
     monkeypatch.setattr(local_pool, "available_cores", lambda: 2)
     with pytest.warns(UserWarning, match="2 workers instead of 1000: this machine has 2 cores"):
-        hands = Processes(Workplace(tmp_path), 1000)
-    assert hands.free == 2
-    assert hands._hands == []  # each is started when there is a cell for it
-    hands.close()
+        executor = LocalPool(WorkerConfig(tmp_path), 1000)
+    assert executor.capacity == 2
+    assert executor._processes == []  # each is started when there is a cell for it
+    executor.shutdown()
 
 
 class Scripted:
-    """Hands of which each cell's ends are known beforehand; those not named are done."""
+    """An executor of which each cell's ends are known beforehand; those not named are done."""
 
-    def __init__(self, **ends: list[End]):
+    def __init__(self, **ends: list[Finished]):
         self.ends, self.taken, self.work = {32 * title: told for title, told in ends.items()}, [], []
 
     @property
-    def free(self):
+    def capacity(self):
         return 2 - len(self.work)
 
-    def take(self, cell):
+    def submit(self, cell):
         self.taken.append(cell.title)
         self.work.append(cell.key)
 
-    def heard(self, tell, timeout):
+    def poll(self, tell, timeout):
         key = self.work.pop(0)
         told = self.ends.get(key)
-        return [told.pop(0) if told else End(key, "done")]
+        return [told.pop(0) if told else Finished(key, "done")]
 
-    def close(self):
+    def shutdown(self):
         pass
 
 
@@ -445,15 +447,15 @@ def test_cells_begin_in_the_order_of_the_plan_as_soon_as_their_parents_are_done(
     a, b = named("a"), named("b")
     c = named("c", a)
     d, e = named("d", b, c), named("e")
-    hands = Scripted()
-    assert scheduler.run([a, b, c, d, e], Store(tmp_path), hands).done == 5
-    assert hands.taken == ["a", "b", "c", "e", "d"]  # d waits for c, which e does not
+    executor = Scripted()
+    assert scheduler.run([a, b, c, d, e], Store(tmp_path), executor).done == 5
+    assert executor.taken == ["a", "b", "c", "e", "d"]  # d waits for c, which e does not
 
 
 def test_a_cell_whose_process_dies_is_tried_three_times(tmp_path):
     a = named("a")
     b = named("b", a)
-    gone = End(32 * "a", "lost", "its process was killed by signal 9")
+    gone = Finished(32 * "a", "lost", "its process was killed by signal 9")
     once = Scripted(a=[gone, gone])
     assert scheduler.run([a, b], Store(tmp_path), once).done == 2
     assert once.taken == ["a", "a", "a", "b"]
@@ -464,7 +466,7 @@ def test_a_cell_whose_process_dies_is_tried_three_times(tmp_path):
 
 def test_a_parent_that_is_no_cell_of_the_plan_and_not_there_fails_its_child(tmp_path):
     b = named("b", named("a"))
-    ran = scheduler.run([b], Store(tmp_path), Scripted(b=[End(32 * "b", "lacks", 32 * "a")]))
+    ran = scheduler.run([b], Store(tmp_path), Scripted(b=[Finished(32 * "b", "missing_parent", 32 * "a")]))
     assert ran.failed[0].why == "cell aaaaaaaa, which it needs, is not in the store or damaged; run again"
 
 

@@ -21,7 +21,7 @@ from brittle.study.kinds import new_cell
 from brittle.study.kinds.attack.cell import UNKNOWN
 from brittle.study.kinds.work import operations
 from brittle.study.run.estimate import CELL, EPOCH, Cost, Rates, estimate, measured, total
-from brittle.study.run.worker import keep, provenance, told
+from brittle.study.run.worker import compute_and_store, provenance, told
 from brittle.study.store.cell import Cell, Context
 from brittle.study.store.store import Store
 
@@ -180,7 +180,7 @@ def test_a_finished_study_did_half_to_twice_what_was_estimated(tmp_path):
         context = Context(CPU, lambda key=cell.key: store.work(key), lambda _place, _digest: DATA, silent)
         with store.lock(cell.key), Counted() as counted:
             outcome = kinds.run(cell, parents, context)
-            finished[cell.key] = keep(cell, store, CPU, lambda outcome=outcome: outcome)
+            finished[cell.key] = compute_and_store(cell, store, CPU, lambda outcome=outcome: outcome)
         cost = costs[cell.key]
         most = 1.1 if cell.function in ("train", "label", "measure", "masks") else 2  # nothing there may end early
         assert cell.function == "select" or 1 / most < counted.operations / cost.operations < most, cell.title

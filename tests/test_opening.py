@@ -393,10 +393,10 @@ def test_adopted_weights_that_changed_since_the_plan_are_refused(digits, tmp_pat
     cell = adopted(path, "brittle.networks.mlp", {}, digits)
     worker = Worker(Store(tmp_path / "store"), lambda _: digits, CPU)
     save_file(build(mlp, seed=1, channels=1, classes=10, size=28).state_dict(), path)
-    end = worker.do(cell, silent)
-    assert end.how == "failed"
+    end = worker.compute(cell, silent)
+    assert end.status == "failed"
     assert f"weights {path} have changed since they were first read" in end.why
-    assert worker.do(adopted(path, "brittle.networks.mlp", {}, digits), silent).how == "done"
+    assert worker.compute(adopted(path, "brittle.networks.mlp", {}, digits), silent).status == "done"
 
 
 def test_a_damaged_archive_is_refused_in_one_line_without_torch_s_own_traceback(opened, tmp_path):

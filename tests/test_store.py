@@ -207,13 +207,13 @@ def test_reading_makes_nothing(store):
     assert store.clean() == Cleaned()
     assert store.size() == 0
     store.discard(KEY)
-    store.clear_work(KEY)
+    store.remove_scratch(KEY)
     assert not store.root.exists()
 
 
 @pytest.mark.parametrize("key", ["", "abc", KEY.upper(), KEY + "0", f"../{KEY[3:]}", KEY + "\n"])
 def test_refuses_what_is_no_key(store, key):
-    for ask in (store.get, store.damage, store.discard, store.work, store.clear_work):
+    for ask in (store.get, store.damage, store.discard, store.work, store.remove_scratch):
         with pytest.raises(InputError, match="32 hexadecimal"):
             ask(key)
     with pytest.raises(InputError, match="32 hexadecimal"):
@@ -536,7 +536,7 @@ def test_work_lasts_until_the_cell_is_finished(store):
     (store.work(KEY) / "checkpoint").touch()
     store.put(KEY, RECORD, {})  # also when somebody else had finished it
     assert not folder.exists()
-    store.clear_work(OTHER)
+    store.remove_scratch(OTHER)
     assert list((store.root / "work").iterdir()) == []
 
 

@@ -35,7 +35,7 @@ def store(tmp_path_factory):
     data, made = blobs(), Store(tmp_path_factory.mktemp("store"))
     plan = expand(schema.check(TABLES, "tiny"), data, device="cpu", dtype="float32")
     made.write_study("tiny", plan.record)
-    scheduler.run(plan.cells, made, scheduler.Here(Worker(made, lambda _: data, torch.device("cpu"))))
+    scheduler.run(plan.cells, made, scheduler.InProcess(Worker(made, lambda _: data, torch.device("cpu"))))
     return made
 
 

@@ -220,7 +220,7 @@ def _audited(
     told = _told(bars.work(f"audit, {words}"), how)
     with store.lock(cell.key):
         folder = store.work(cell.key)
-        made = store.get(cell.key) or worker.keep(
+        made = store.get(cell.key) or worker.compute_and_store(
             cell, store, device, lambda: Outcome(*audited(model, reference, data, cell.params, folder, told))
         )
     if not how.silent:
@@ -286,7 +286,7 @@ def _trained_twin(
             raise InputError(
                 f"--reference {TRAIN} needs the data that cell {asked.model} learned from, got {data.name}"
             )
-        ran = scheduler.run([twin], store, scheduler.Here(Worker(store, lambda _: data, device)), bars)
+        ran = scheduler.run([twin], store, scheduler.InProcess(Worker(store, lambda _: data, device)), bars)
         for failure in ran.failed:
             raise InputError(f"{failure.cell.title}: {failure.why}")
     return twin if twin and store.get(twin.key) else None

@@ -26,7 +26,7 @@ from typer.core import TyperGroup
 
 from brittle.cli.audit import Question
 from brittle.cli.bars import Bars, err, let_go, out
-from brittle.cli.run import Named, Request, as_cell, foresee, report_study, run_study, show_cells
+from brittle.cli.run import Named, Request, as_cell, print_dry_run, print_status, report_study, run_study
 from brittle.errors import InputError, first_line
 from brittle.study.run.threads import wait_passively
 
@@ -517,7 +517,7 @@ def study_run(
     """Runs a study, or what is left of it, and writes its page."""
     study = _study(name, _seeded(settings, seed), size, how)
     if dry_run:
-        foresee(study, how)
+        print_dry_run(study, how)
     else:
         run_study(study, how)
 
@@ -527,7 +527,7 @@ def study_status(
     name: StudyName, *, size: Size = None, settings: Settings = None, seed: Seed = None, how: Request
 ) -> None:
     """How much of a study is in the store."""
-    show_cells(_study(name, _seeded(settings, seed), size, how), how)
+    print_status(_study(name, _seeded(settings, seed), size, how), how)
 
 
 @command(app, "store", "output", "as_json", "verbose")
@@ -554,8 +554,8 @@ def data_list(*, how: Request) -> None:
         out.print_json(json.dumps(found))
         return
     shown = Table("data set", "where", box=None, header_style="bold")
-    for name, status in found.items():
-        shown.add_row(name, escape(status))
+    for name, where in found.items():
+        shown.add_row(name, escape(where))
     out.print(shown)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from brittle.data import Data
     from brittle.study.expand import Plan
     from brittle.study.run.estimate import Cost
-    from brittle.study.run.scheduler import Hands, Ran
+    from brittle.study.run.scheduler import Executor, Ran
     from brittle.study.schema import Study
     from brittle.study.store.cell import Cell
     from brittle.study.store.store import Store
@@ -162,26 +162,26 @@ class Request:
         rates = measured(cells, data, device, progress=bars.work("timing this machine"))
         return estimate(cells, data, rates, store)
 
-    def hands(self, study: Study, store: Store, load: Callable[[str], Data], device: torch.device) -> Hands:
+    def executor(self, study: Study, store: Store, load: Callable[[str], Data], device: torch.device) -> Executor:
         """Who does the cells: this process; with several workers so many others; or a Ray cluster's."""
         import torch
 
         from brittle.study.run import scheduler as engine
-        from brittle.study.run.local_pool import Processes
+        from brittle.study.run.local_pool import LocalPool
         from brittle.study.run.ray_pool import Ray
-        from brittle.study.run.worker import Worker, Workplace
+        from brittle.study.run.worker import Worker, WorkerConfig
 
         threads = self.threads or (1 if self.engine == "ray" else torch.get_num_threads())
         path = tuple(os.path.abspath(folder) for folder in sys.path)
-        place = Workplace(store.root, self.data_root, study.layout, str(device), threads, path)
+        place = WorkerConfig(store.root, self.data_root, study.layout, str(device), threads, path)
         if self.engine == "ray":
             gpus = (self.gpus_per_cell or 1.0) if device.type == "cuda" else 0.0
             return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus)
         if (self.workers or 1) > 1:
             loaded = load(study.data)
             held = sum(split.images.nbytes for split in (loaded.train, loaded.validation, loaded.test))
-            return Processes(place, self.workers or 1, held)
-        return engine.Here(Worker(store, load, device))
+            return LocalPool(place, self.workers or 1, held)
+        return engine.InProcess(Worker(store, load, device))
 
     def load(self, study: Study, bars: Bars) -> Callable[[str], Data]:
         """Loads a data set once, with a bar."""
@@ -316,7 +316,7 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
     weights = {"weights": model.state_dict()}
     with store.lock(cell.key):
         if store.get(cell.key) is None:
-            worker.keep(cell, store, device, lambda: Outcome({"network_options": options}, weights))
+            worker.compute_and_store(cell, store, device, lambda: Outcome({"network_options": options}, weights))
     return cell
 
 
@@ -398,7 +398,7 @@ def run_study(study: Study, how: Request, given: Given | None = None, *words: st
         costs = how.costs(left, loaded, device, None, bars) if len(left) > FEW else {}
         seconds = {key: cost.seconds for key, cost in costs.items()}
         bars.expect(seconds, how.workers or 1, functools.partial(_news, store))
-        ran = engine.run(plan.cells, store, how.hands(study, store, load, device), bars)
+        ran = engine.run(plan.cells, store, how.executor(study, store, load, device), bars)
     if not how.silent:
         was = f"{ran.done} cells computed, {ran.cached} from the store, {ran.seconds:.1f} s"
         err.print(f"[dim]{was}[/]", highlight=False)
@@ -471,7 +471,7 @@ def report_study(
         out.print(f"\nThe whole page: {page}", highlight=False, soft_wrap=True)
 
 
-def show_cells(study: Study, how: Request) -> None:
+def print_status(study: Study, how: Request) -> None:
     """Says which cells of a study are in the store."""
     store = how.open_store()
     with Bars(quiet=how.silent) as bars:
@@ -479,7 +479,7 @@ def show_cells(study: Study, how: Request) -> None:
     _show(study.name, plan.cells, {cell.key for cell in plan.cells if store.get(cell.key) is not None}, {}, how)
 
 
-def foresee(study: Study, how: Request) -> None:
+def print_dry_run(study: Study, how: Request) -> None:
     """Says what a study would do here, and what that would cost."""
     from brittle.study.run.estimate import longest, total
 

@@ -1,4 +1,4 @@
-"""Hands: several processes of this machine, each at a cell of its own. They end with the process that began them."""
+"""An executor of several processes of this machine, one cell each. They end with the process that started them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from brittle.errors import InputError
 from brittle.study.run.scheduler import TRIES
 from brittle.study.run.threads import available_cores
-from brittle.study.run.worker import End, Say, Step, Workplace
+from brittle.study.run.worker import CellProgress, Finished, Message, WorkerConfig
 from brittle.study.store.cell import Cell
 
 WORKER = 600_000_000  # bytes of a process that computes cells, beside the data set
@@ -53,7 +53,7 @@ def _memory() -> float:
     return min(told)
 
 
-class Processes:
+class LocalPool:
     """Up to so many processes at a workplace, each started when there is a cell for it.
 
     One that dies is replaced, and its cell is lost to it.
@@ -64,7 +64,7 @@ class Processes:
         data: bytes of the data set that each of them reads.
     """
 
-    def __init__(self, place: Workplace, count: int, data: int = 0) -> None:
+    def __init__(self, place: WorkerConfig, count: int, data: int = 0) -> None:
         self._place, self._count = place, min(count, most_workers(data))
         if count > self._count:
             plural = "s" * (self._count > 1)
@@ -73,38 +73,38 @@ class Processes:
                 f"{_memory() / 1e9:.1f} GB of memory free, of which each worker needs {(WORKER + data) / 1e9:.1f} GB",
                 stacklevel=2,
             )
-        self._hands: list[_Hand] = []
+        self._processes: list[_Process] = []
 
     @property
-    def free(self) -> int:
+    def capacity(self) -> int:
         """How many more cells they would take now."""
-        return self._count - sum(hand.cell is not None for hand in self._hands)
+        return self._count - sum(process.cell is not None for process in self._processes)
 
-    def take(self, cell: Cell) -> None:
+    def submit(self, cell: Cell) -> None:
         """Gives a cell to one that has nothing to do; starts one if all have."""
-        hand = next((hand for hand in self._hands if hand.cell is None), None)
-        if hand is None:
-            hand = _Hand(self._place)
-            self._hands.append(hand)
-        hand.begin(cell)
+        process = next((process for process in self._processes if process.cell is None), None)
+        if process is None:
+            process = _Process(self._place)
+            self._processes.append(process)
+        process.begin(cell)
 
-    def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
+    def poll(self, tell: Callable[[CellProgress | Message], None], timeout: float) -> Sequence[Finished]:
         """Waits for a word of any."""
-        wait([source for hand in self._hands for source in (hand.pipe, hand.process.sentinel)], timeout)
-        return [end for hand in self._hands for end in hand.heard(tell)]
+        wait([source for process in self._processes for source in (process.pipe, process.process.sentinel)], timeout)
+        return [end for process in self._processes for end in process.poll(tell)]
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         """Stops all, at once: the system frees their locks."""
-        for hand in self._hands:
-            hand.process.terminate()
-        for hand in self._hands:
-            hand.process.join()
+        for process in self._processes:
+            process.process.terminate()
+        for process in self._processes:
+            process.process.join()
 
 
-class _Hand:
+class _Process:
     """One process, and what it has in work; and how many have died in a row before they said anything."""
 
-    def __init__(self, place: Workplace) -> None:
+    def __init__(self, place: WorkerConfig) -> None:
         self._place, self.cell, self._vain = place, None, 0
         self.pipe, self.process = self._start()
 
@@ -120,16 +120,16 @@ class _Hand:
         self.cell = cell
         try:
             self.pipe.send(cell)
-        except OSError:  # it died meanwhile: `heard` will notice
+        except OSError:  # it died meanwhile: `poll` will notice
             return
 
-    def heard(self, tell: Callable[[Step | Say], None]) -> list[End]:
+    def poll(self, tell: Callable[[CellProgress | Message], None]) -> list[Finished]:
         ends = []
         try:
             while self.pipe.poll():
                 news = self.pipe.recv()
                 self._vain = 0
-                if isinstance(news, End):
+                if isinstance(news, Finished):
                     self.cell = None
                     ends.append(news)
                 elif news is not None:
@@ -138,7 +138,7 @@ class _Hand:
             ends += self._lost()
         return ends
 
-    def _lost(self) -> list[End]:
+    def _lost(self) -> list[Finished]:
         self.process.join()
         code, cell = self.process.exitcode or 0, self.cell
         why = f"its process was killed by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
@@ -146,22 +146,22 @@ class _Hand:
         if self._vain == TRIES:
             raise InputError(f"a worker cannot be started: {why}")
         self.pipe, self.process = self._start()
-        return [] if cell is None else [End(cell.key, "lost", why)]
+        return [] if cell is None else [Finished(cell.key, "lost", why)]
 
 
-def _work(pipe: Connection, place: Workplace) -> None:
+def _work(pipe: Connection, place: WorkerConfig) -> None:
     """What a process does until nobody listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; who began them decides
     last = 0.0
 
-    def tell(news: Step | Say | End | None) -> None:
+    def tell(news: CellProgress | Message | Finished | None) -> None:
         try:
             pipe.send(news)
         except OSError:
             sys.exit(1)
 
     def warn(message: Warning | str, *_: object, **__: object) -> None:
-        tell(Say(str(message)))
+        tell(Message(str(message)))
 
     warnings.simplefilter("default", UserWarning)
     warnings.showwarning = warn
@@ -177,6 +177,6 @@ def _work(pipe: Connection, place: Workplace) -> None:
             nonlocal last
             if done == 0 or time.monotonic() - last > _OFTEN:
                 last = time.monotonic()
-                tell(Step(cell.key, done, total, note))
+                tell(CellProgress(cell.key, done, total, note))
 
-        tell(worker.do(cell, step))
+        tell(worker.compute(cell, step))

@@ -1,4 +1,4 @@
-"""Hands: the processes of a Ray cluster, of this machine or of many. The store lies where all of them can reach it.
+"""An executor on a Ray cluster of one machine or many. All of them must see the store.
 
 A cell is one Ray task. Keys and parameters travel to it, and words of how far it is and how it ended travel back;
 tensors go through the store. Ray does a task anew, elsewhere, whose process or machine has died.
@@ -19,7 +19,7 @@ from typing import Any
 
 from brittle.errors import InputError, first_line
 from brittle.study.run.scheduler import TRIES
-from brittle.study.run.worker import End, Say, Step, Worker, Workplace
+from brittle.study.run.worker import CellProgress, Finished, Message, Worker, WorkerConfig
 from brittle.study.store.cell import Cell
 
 _OFTEN = 0.5  # seconds between two steps that a cell tells of, and between looks at what was told
@@ -44,7 +44,7 @@ class Ray:
 
     def __init__(
         self,
-        place: Workplace,
+        place: WorkerConfig,
         *,
         address: str | None = None,
         workers: int | None = None,
@@ -59,22 +59,22 @@ class Ray:
         self._asked = 0.0
         self._look()
         if not self._places:
-            self.close()
+            self.shutdown()
             what = f"{gpus_per_cell:g} of a GPU" if gpus_per_cell else "a processor"
             raise InputError(f"the Ray at {address or 'this machine'} has no {what} for a cell")
 
     @property
-    def free(self) -> int:
+    def capacity(self) -> int:
         """As many as can be done at a time, and as many again that wait at the cluster: else it waits for them."""
         if time.monotonic() - self._looked > _LOOK:
             self._look()
         return 2 * self._places - len(self._work)
 
-    def take(self, cell: Cell) -> None:
+    def submit(self, cell: Cell) -> None:
         """Gives a cell to the cluster."""
         self._work[self._task.options(name=cell.title).remote(self._place, cell, self._news)] = cell
 
-    def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
+    def poll(self, tell: Callable[[CellProgress | Message], None], timeout: float) -> Sequence[Finished]:
         """Waits for a task to end."""
         if not self._work:
             return []
@@ -85,7 +85,7 @@ class Ray:
             self._tell(tell)
         return [self._ended(reference) for reference in over]
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         """Cancels what is in work; a Ray that was started here ends."""
         for reference in self._work:
             self._ray.cancel(reference, force=True)
@@ -100,14 +100,14 @@ class Ray:
         gpus = [node.get("GPU", 0.0) / self._gpus if self._gpus else math.inf for node in nodes]
         self._places = sum(int(min(node.get("CPU", 0.0), most)) for node, most in zip(nodes, gpus, strict=True))
 
-    def _ended(self, reference: Any) -> End:
+    def _ended(self, reference: Any) -> Finished:
         cell = self._work.pop(reference)
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayError as error:  # Ray has tried it as often as it may
-            return End(cell.key, "lost", first_line(error))
+            return Finished(cell.key, "lost", first_line(error))
 
-    def _tell(self, tell: Callable[[Step | Say], None]) -> None:
+    def _tell(self, tell: Callable[[CellProgress | Message], None]) -> None:
         self._asked = time.monotonic()
         keys = {cell.key for cell in self._work.values()}
         try:
@@ -115,7 +115,7 @@ class Ray:
         except self._ray.exceptions.RayError:  # it died with its machine, and is started elsewhere
             return
         for one in news:
-            if isinstance(one, Say) or one.key in keys:
+            if isinstance(one, Message) or one.key in keys:
                 tell(one)
 
 
@@ -123,28 +123,28 @@ class _News:
     """What cells have told of, until it is asked for: the latest step of each."""
 
     def __init__(self) -> None:
-        self._steps: dict[str, Step] = {}
-        self._said: list[Say] = []
+        self._steps: dict[str, CellProgress] = {}
+        self._said: list[Message] = []
 
-    def put(self, news: Step | Say) -> None:
-        if isinstance(news, Say):
+    def put(self, news: CellProgress | Message) -> None:
+        if isinstance(news, Message):
             self._said.append(news)
         else:
             self._steps[news.key] = news
 
-    def drain(self) -> list[Step | Say]:
+    def drain(self) -> list[CellProgress | Message]:
         found = [*self._said, *self._steps.values()]
         self._said, self._steps = [], {}
         return found
 
 
 @lru_cache(maxsize=1)
-def _worker(place: Workplace) -> Worker:
+def _worker(place: WorkerConfig) -> Worker:
     """What a process of the cluster keeps from one cell to the next: the data sets that it has read."""
     return place.open()
 
 
-def _do(place: Workplace, cell: Cell, news: Any) -> End:
+def _do(place: WorkerConfig, cell: Cell, news: Any) -> Finished:
     """A cell, in a process of the cluster."""
     last = -_OFTEN
 
@@ -152,15 +152,15 @@ def _do(place: Workplace, cell: Cell, news: Any) -> End:
         nonlocal last
         if time.monotonic() - last > _OFTEN:
             last = time.monotonic()
-            news.put.remote(Step(cell.key, done, total, note))
+            news.put.remote(CellProgress(cell.key, done, total, note))
 
     def warn(message: Warning | str, *_: object, **__: object) -> None:
-        news.put.remote(Say(str(message)))
+        news.put.remote(Message(str(message)))
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = warn
-        return _worker(place).do(cell, step)
+        return _worker(place).compute(cell, step)
 
 
 def _connected(address: str | None, workers: int | None) -> Any:

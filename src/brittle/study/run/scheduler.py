@@ -1,11 +1,10 @@
-"""Brings the cells of a plan into a store: parents before children, what is there not again, a failure not further than
-it reaches.
+"""Runs the cells of a plan in dependency order and skips stored ones. A failure skips only the cells that depend on it.
 
-Which cell comes next is decided here, in one place; who does it are `Hands`: this process (`Here`), several
+Which cell comes next is decided here, in one place; an `Executor` computes it: this process (`InProcess`), several
 (`local_pool`) or those of a Ray cluster (`ray_pool`). Other processes may run the same cells on the same store at the
-same time: what one of them has in work rests here, until it is done or free again. Who does a cell changes nothing
-about it but its number of threads: the same number gives the same bits, another results that agree in distribution
-only.
+same time: a cell that one of them is computing waits here until it is stored or free again. The executor changes
+nothing about a cell but its number of threads: the same number gives the same bits, another number gives results that
+agree in distribution only.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from brittle.errors import InputError, StoreError
 from brittle.study import lookup
 from brittle.study.kinds import FUNCTIONS, new_cell
 from brittle.study.kinds.network.cell import GENERATIONS, NETWORKS
-from brittle.study.run.worker import End, Say, Step, Worker
+from brittle.study.run.worker import CellProgress, Finished, Message, Worker
 from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store
 
@@ -29,23 +28,23 @@ POLL = 0.2  # seconds that a cell rests which another process has in work, and b
 TRIES = 3  # of a cell whose process dies
 
 
-class Hands(Protocol):
-    """Those who do cells."""
+class Executor(Protocol):
+    """What computes cells."""
 
     @property
-    def free(self) -> int:
-        """How many cells they would take now."""
+    def capacity(self) -> int:
+        """How many more cells it takes now."""
         ...
 
-    def take(self, cell: Cell) -> None:
-        """Begins a cell; returns at once."""
+    def submit(self, cell: Cell) -> None:
+        """Starts the computation of a cell; returns at once."""
 
-    def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
-        """What has ended since it was last asked, waiting for something at most `timeout` seconds."""
+    def poll(self, tell: Callable[[CellProgress | Message], None], timeout: float) -> Sequence[Finished]:
+        """The cells that have finished since the last call; waits at most `timeout` seconds for one."""
         ...
 
-    def close(self) -> None:
-        """Stops whatever is in work."""
+    def shutdown(self) -> None:
+        """Stops all computations."""
 
 
 class Watch(Protocol):
@@ -117,7 +116,7 @@ class Schedule:
     cells: Sequence[Cell]
     clock: Callable[[], float] = time.monotonic
     running: set[str] = field(init=False, default_factory=set)
-    failed: dict[str, End] = field(init=False, default_factory=dict)
+    failed: dict[str, Finished] = field(init=False, default_factory=dict)
     left: dict[str, Cell] = field(init=False, default_factory=dict)  # that need a failed one
 
     def __post_init__(self) -> None:
@@ -156,18 +155,18 @@ class Schedule:
                 return cell
         return None
 
-    def end(self, end: End) -> None:
+    def end(self, end: Finished) -> None:
         """A cell that was begun has ended so."""
         self.running.discard(end.key)
-        if end.how == "lost":
+        if end.status == "lost":
             self._lost[end.key] += 1
-        if end.how in ("done", "cached"):
+        if end.status in ("done", "cached"):
             self.done(end.key)
-        elif end.how == "busy":
+        elif end.status == "busy":
             heapq.heappush(self._resting, (self.clock() + POLL, self._places[end.key]))
-        elif end.how == "lacks" and end.why in self._places:
+        elif end.status == "missing_parent" and end.why in self._places:
             self._again(end.why)
-        elif end.how == "lost" and self._lost[end.key] < TRIES:
+        elif end.status == "lost" and self._lost[end.key] < TRIES:
             heapq.heappush(self._ready, self._places[end.key])
         else:
             self._fail(end)
@@ -189,13 +188,13 @@ class Schedule:
         if not self._lacking[key] and key not in self.running:
             heapq.heappush(self._ready, self._places[key])
 
-    def _fail(self, end: End) -> None:
-        if end.how == "lacks":
-            end = End(
+    def _fail(self, end: Finished) -> None:
+        if end.status == "missing_parent":
+            end = Finished(
                 end.key, "failed", f"cell {end.why[:8]}, which it needs, is not in the store or damaged; run again"
             )
-        elif end.how == "lost":
-            end = End(end.key, "failed", f"{end.why}, {TRIES} times")
+        elif end.status == "lost":
+            end = Finished(end.key, "failed", f"{end.why}, {TRIES} times")
         self.failed[end.key] = end
         self._open.discard(end.key)
         below = list(self._children[end.key])
@@ -207,39 +206,41 @@ class Schedule:
                 below += self._children[key]
 
 
-class Here:
+class InProcess:
     """This process, a cell at a time."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker, self._cell = worker, None
 
     @property
-    def free(self) -> int:
+    def capacity(self) -> int:
         """One, or none."""
         return int(self._cell is None)
 
-    def take(self, cell: Cell) -> None:
+    def submit(self, cell: Cell) -> None:
         """Notes the cell; it is done when it is asked what was heard."""
         self._cell = cell
 
-    def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
+    def poll(self, tell: Callable[[CellProgress | Message], None], timeout: float) -> Sequence[Finished]:
         """Does the cell."""
         if self._cell is None:
             return []
         cell, self._cell = self._cell, None
-        return [self._worker.do(cell, lambda done, total, note="": tell(Step(cell.key, done, total, note)))]
+        return [
+            self._worker.compute(cell, lambda done, total, note="": tell(CellProgress(cell.key, done, total, note)))
+        ]
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         """Nothing is in work."""
 
 
-def run(plan: Sequence[Cell], store: Store, hands: Hands, watch: Watch | None = None) -> Ran:
+def run(plan: Sequence[Cell], store: Store, executor: Executor, watch: Watch | None = None) -> Ran:
     """Brings every cell of `plan` into the store, as far as that can be.
 
     Args:
         plan: cells, parents before children.
         store: where finished cells lie; cells that are there and whole are not done again.
-        hands: who does the others, in this store. They are closed at the end, however that comes.
+        executor: who does the others, in this store. They are closed at the end, however that comes.
         watch: told of progress.
 
     Raises:
@@ -254,11 +255,11 @@ def run(plan: Sequence[Cell], store: Store, hands: Hands, watch: Watch | None = 
             schedule.done(cell.key)
             watch.end(cell, cached=True)
         elif damage := store.damage(cell.key):
-            watch.say(f"{cell.title}: stored cell {cell.key[:8]} is damaged ({damage}); doing it again")
+            watch.say(f"{cell.title}: stored cell {cell.key[:8]} is damaged ({damage}); computing it again")
     begun: set[str] = set()
 
-    def tell(news: Step | Say) -> None:
-        if isinstance(news, Say):
+    def tell(news: CellProgress | Message) -> None:
+        if isinstance(news, Message):
             watch.say(news.sentence)
         elif news.key in begun:
             watch.step(cells[news.key], news.done, news.total, news.note)
@@ -269,29 +270,29 @@ def run(plan: Sequence[Cell], store: Store, hands: Hands, watch: Watch | None = 
     told = False
     try:
         while not schedule.over:
-            while hands.free and (cell := schedule.next()) is not None:
-                hands.take(cell)
-            ends = hands.heard(tell, POLL)
+            while executor.capacity and (cell := schedule.next()) is not None:
+                executor.submit(cell)
+            ends = executor.poll(tell, POLL)
             for end in ends:
-                if end.how == "stop":
+                if end.status == "stop":
                     raise StoreError(end.why)
                 begun.discard(end.key)
                 schedule.end(end)
                 cell = cells[end.key]
-                if end.how in ("done", "cached"):
-                    done += end.how == "done"
-                    watch.end(cell, cached=end.how == "cached", seconds=end.seconds)
+                if end.status in ("done", "cached"):
+                    done += end.status == "done"
+                    watch.end(cell, cached=end.status == "cached", seconds=end.seconds)
                 elif end.key in schedule.failed:
                     watch.fail(cell, schedule.failed[end.key].why)
-                elif end.how == "lost":
-                    watch.say(f"{cell.title}: {end.why}; doing it again")
+                elif end.status == "lost":
+                    watch.say(f"{cell.title}: {end.why}; computing it again")
             if schedule.waits and not told:
-                watch.say("waiting for another process that does the cells that are left")
+                watch.say("waiting: another process is computing the remaining cells")
                 told = True
             if not ends and not schedule.running:
                 time.sleep(POLL)
     finally:
-        hands.close()
+        executor.shutdown()
     failures = tuple(Failure(cells[key], end.why, end.trace) for key, end in schedule.failed.items())
     cached = len(cells) - done - len(failures) - len(schedule.left)
     return Ran(done, cached, time.monotonic() - started, failures, tuple(schedule.left.values()))
@@ -306,7 +307,7 @@ def forget(plan: Sequence[Cell], store: Store) -> None:
         with store.lock(cell.key, wait=False) as held:
             if held:
                 store.discard(cell.key)
-                store.clear_work(cell.key)
+                store.remove_scratch(cell.key)
 
 
 _MADE_FROM = {"title", "function", "params", "parents", "data", "environment"}

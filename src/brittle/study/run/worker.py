@@ -26,12 +26,12 @@ from brittle.study.store import files
 from brittle.study.store.cell import Cell, Context, Outcome
 from brittle.study.store.store import Store, Stored
 
-How = Literal["done", "cached", "busy", "lacks", "failed", "lost", "stop"]
+Status = Literal["done", "cached", "busy", "missing_parent", "failed", "lost", "stop"]
 
 
 @dataclass(frozen=True)
-class Step:
-    """A cell that is in work has come this far; the first says that it has begun."""
+class CellProgress:
+    """How far a cell's computation is; the first one says that it has begun."""
 
     key: str
     done: int
@@ -40,27 +40,28 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Say:
+class Message:
     """Something that the user should know."""
 
     sentence: str
 
 
 @dataclass(frozen=True)
-class End:
-    """What became of a cell that was taken in work.
+class Finished:
+    """The end of a cell's computation.
 
     Attributes:
         key: of the cell.
-        how: 'done'; 'cached', as it was in the store; 'busy', as another process has it in work; 'lacks', as a parent
-            is not there; 'failed'; 'lost', as the process that did it has gone; 'stop', as no cell can be stored.
-        why: one line; of 'lacks' the parent's key.
-        seconds: that the work took.
+        status: 'done'; 'cached', as it was in the store; 'busy', as another process computes it; 'missing_parent', as
+            a parent is not in the store; 'failed'; 'lost', as its process has died; 'stop', as the store cannot be
+            written.
+        why: one line; of 'missing_parent' the parent's key.
+        seconds: that the computation took.
         trace: of a failure that is no mistake in the request.
     """
 
     key: str
-    how: How
+    status: Status
     why: str = ""
     trace: str = ""
     seconds: float = 0.0
@@ -68,7 +69,7 @@ class End:
 
 @dataclass(frozen=True)
 class Worker:
-    """Does cells in this process.
+    """Computes cells in this process.
 
     Attributes:
         store: where they go.
@@ -80,46 +81,46 @@ class Worker:
     load: Callable[[str], Data]
     device: torch.device
 
-    def do(self, cell: Cell, progress: Progress) -> End:
+    def compute(self, cell: Cell, progress: Progress) -> Finished:
         """Brings a cell into the store, unless it is there, in work elsewhere, or lacks a parent. Never raises for it.
 
         `progress` is told once when the work begins, and then by the cell's own function.
         """
         try:
             if self.store.get(cell.key) is not None:
-                return End(cell.key, "cached")
+                return Finished(cell.key, "cached")
             with self.store.lock(cell.key, wait=False) as held:
-                return self._locked(cell, progress) if held else End(cell.key, "busy")
+                return self._locked(cell, progress) if held else Finished(cell.key, "busy")
         except StoreError as error:
-            return End(cell.key, "stop", str(error))
+            return Finished(cell.key, "stop", str(error))
         except InputError as error:
-            return End(cell.key, "failed", str(error))
+            return Finished(cell.key, "failed", str(error))
         except SystemExit as error:  # of the model's code: it would take the process and its other cells along
-            return End(cell.key, "failed", f"the model's code ended the program: {users_code.reason(error)}")
+            return Finished(cell.key, "failed", f"the model's code ended the program: {users_code.reason(error)}")
         except Exception as error:  # a defect, here or in the user's own function: the other cells go on
             if files.is_full(error):
-                return End(cell.key, "stop", f"cannot write to {self.store.root}: {first_line(error)}")
-            return End(cell.key, "failed", f"{type(error).__name__}: {first_line(error)}", traceback.format_exc())
+                return Finished(cell.key, "stop", f"cannot write to {self.store.root}: {first_line(error)}")
+            return Finished(cell.key, "failed", f"{type(error).__name__}: {first_line(error)}", traceback.format_exc())
 
-    def _locked(self, cell: Cell, progress: Progress) -> End:
+    def _locked(self, cell: Cell, progress: Progress) -> Finished:
         if self.store.get(cell.key) is not None:
-            return End(cell.key, "cached")
+            return Finished(cell.key, "cached")
         parents: dict[str, Stored] = {}
         for role, parent in cell.parents.items():
             stored = self.store.get(parent.key)
             if stored is None:
-                return End(cell.key, "lacks", parent.key)
+                return Finished(cell.key, "missing_parent", parent.key)
             parents[role] = stored
         progress(0, 1)
         context = Context(self.device, lambda: self.store.work(cell.key), self._data, progress)
         try:
-            made = keep(cell, self.store, self.device, lambda: kinds.run(cell, parents, context))
+            made = compute_and_store(cell, self.store, self.device, lambda: kinds.run(cell, parents, context))
         except FileNotFoundError:  # of a parent that somebody has removed since it was found
             gone = [parent.key for parent in cell.parents.values() if self.store.get(parent.key) is None]
             if not gone:
                 raise
-            return End(cell.key, "lacks", gone[0])
-        return End(cell.key, "done", seconds=made.record["provenance"]["seconds"])
+            return Finished(cell.key, "missing_parent", gone[0])
+        return Finished(cell.key, "done", seconds=made.record["provenance"]["seconds"])
 
     def _data(self, place: str, digest: str) -> Data:
         found = self.load(place)
@@ -129,7 +130,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkerConfig:
     """What another process has to know to do cells: paths and names, no tensors.
 
     Attributes:
@@ -161,7 +162,7 @@ class Workplace:
         return Worker(Store(self.store), load, resolve_device(self.device))
 
 
-def keep(cell: Cell, store: Store, device: torch.device, work: Callable[[], Outcome]) -> Stored:
+def compute_and_store(cell: Cell, store: Store, device: torch.device, work: Callable[[], Outcome]) -> Stored:
     """Stores what `work` computes, on a device, of a cell whose lock is held."""
     started, clock = datetime.now(UTC), time.monotonic()
     outcome = work()

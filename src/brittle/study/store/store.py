@@ -171,7 +171,7 @@ class Store:
                 disk.write(folder / disk.RECORD, disk.sealed({**record, "files": files}))
                 disk.sync_folder(folder)
                 cell = self._place(folder, key)
-        self.clear_work(key)
+        self.remove_scratch(key)
         return cell
 
     def discard(self, key: str) -> None:
@@ -247,7 +247,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def clear_work(self, key: str) -> None:
+    def remove_scratch(self, key: str) -> None:
         """Removes the scratch folder of a cell; an absent one is no error."""
         _check_key(key)
         with disk.writing(self.root / "work"):
