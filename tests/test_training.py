@@ -50,6 +50,7 @@ def by_hand(
     schedule: str = "constant",
     warmup: float = 0.0,
     clip_norm: float = math.inf,
+    loss_scale: str = "1",
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """Full-batch gradient descent of a linear classifier, as Sutskever et al. 2013 and PyTorch write momentum."""
     speeds, losses = [np.zeros_like(weights), np.zeros_like(biases)], []
@@ -58,6 +59,7 @@ def by_hand(
         shares = powers / powers.sum(1, keepdims=True)
         losses.append(-(targets * np.log(shares)).sum(1).mean())
         error = (shares - targets) / temperature / len(images)
+        error *= temperature**2 if loss_scale == "T2" else 1.0
         gradients = [error.T @ images, error.sum(0)]
         norm = math.sqrt(sum((gradient**2).sum() for gradient in gradients))  # of the loss, without the penalty
         gradients = [gradient * min(1.0, clip_norm / norm) for gradient in gradients]
@@ -86,6 +88,7 @@ def by_hand(
         {"temperature": 1.0, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "schedule": "linear"},
         {"temperature": 1.0, "momentum": 0.5, "nesterov": False, "weight_decay": 0.3, "clip_norm": 0.05},
         {"temperature": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "clip_norm": 1e3},
+        {"temperature": 20.0, "momentum": 0.5, "nesterov": False, "weight_decay": 0.3, "loss_scale": "T2"},
     ],
 )
 @pytest.mark.parametrize("steps", [1, 3])

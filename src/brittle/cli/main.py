@@ -282,6 +282,9 @@ def train(
     decay_on: Annotated[str, typer.Option(help="What has that penalty: weights, or output (the last layer's).")] = (
         "weights"
     ),
+    loss_scale: Annotated[
+        str, typer.Option(help="What the loss is multiplied by: 1, or T2, the temperature squared.")
+    ] = "1",
     name: Name = None,
     seed: OneSeed = 0,
     how: Request,
@@ -299,6 +302,7 @@ def train(
         "learning_rate": learning_rate,
         "learning_rate_decay": learning_rate_decay,
         "schedule": schedule,
+        "loss_scale": loss_scale,
         "warmup": warmup,
         "momentum": momentum,
         **({} if clip_norm is None else {"clip_norm": clip_norm}),

@@ -29,6 +29,7 @@ from brittle.progress import Progress, barred, silent
 DTYPES = ("auto", "float32", "bfloat16")
 DecayOn = Literal["weights", "output"]
 Schedule = Literal["constant", "linear"]
+LossScale = Literal["1", "T2"]
 # Settings that came later, and what they were before. That value is left out of keys and checkpoints, so that older
 # ones keep their names.
 LATER: dict[str, float | str] = {
@@ -37,6 +38,7 @@ LATER: dict[str, float | str] = {
     "schedule": "constant",
     "warmup": 0.0,
     "clip_norm": math.inf,
+    "loss_scale": "1",
 }
 
 
@@ -128,6 +130,7 @@ def fit(
     clip_norm: float = math.inf,
     weight_decay: float = 0.0,
     decay_on: DecayOn = "weights",
+    loss_scale: LossScale = "1",
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -156,6 +159,9 @@ def fit(
         weight_decay: L2 penalty, gradient weight_decay * w, >= 0. Lasagne's l2 has no half: its 0.01 is 0.02 here.
         decay_on: what is penalised, never a bias: 'weights' all weights; 'output' those of the last layer alone, which
             is the last parameter of two dimensions or more in the network's order, as in Song's std_CNN.py.
+        loss_scale: what the loss is multiplied by: '1', as Papernot et al. and Mandal and Guo train; 'T2' is T^2, which
+            keeps the gradient's size where the temperature rises (Hinton et al. 2015, section 2.1). With '1' a higher
+            temperature also makes smaller steps.
         seed: of the order of the images and of dropout. Initial weights are the network's own: `networks.build`.
         device: 'auto', 'cpu' or 'cuda[:N]'.
         dtype: 'auto', 'float32' or 'bfloat16' (autocast; weights stay float32).
@@ -182,6 +188,7 @@ def fit(
         check_setting(name, value)
     check_choice("decay_on", decay_on)
     check_choice("schedule", schedule)
+    check_choice("loss_scale", loss_scale)
     if nesterov and momentum == 0:
         raise InputError(f"nesterov needs a momentum above 0, got {momentum}")
     targets = _targets(data, labels)
@@ -194,9 +201,10 @@ def fit(
     groups = _decayed(network, weight_decay, decay_on)
     optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
     steps = math.ceil(len(train) / batch_size)
+    scale = temperature**2 if loss_scale == "T2" else 1.0
     history: list[Epoch] = []
     told = {**settings, "nesterov": nesterov, "seed": seed, "autocast": autocast}
-    chosen_later = {**later, "decay_on": decay_on, "schedule": schedule}
+    chosen_later = {**later, "decay_on": decay_on, "schedule": schedule, "loss_scale": loss_scale}
     told |= {name: value for name, value in chosen_later.items() if value != LATER[name]}
     if schedule == "linear":
         told["steps"] = epochs * steps
@@ -219,7 +227,7 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.zero_grad()
-                loss.backward()
+                (scale * loss).backward()
                 if clip_norm < math.inf:
                     nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
                 optimizer.step()
@@ -248,7 +256,7 @@ def check_setting(name: str, value: float) -> None:
 
 def check_choice(name: str, value: str) -> None:
     """Raises InputError if `value` is none of the choices for the setting of `fit` called `name`."""
-    choices = get_args({"decay_on": DecayOn, "schedule": Schedule}[name])
+    choices = get_args({"decay_on": DecayOn, "schedule": Schedule, "loss_scale": LossScale}[name])
     if value not in choices:
         raise unknown(name, value, choices)
 

@@ -51,6 +51,7 @@ class Training(Table):
     clip_norm: Numbers = math.inf
     weight_decay: Numbers = 0.0
     decay_on: str | list[str] = "weights"
+    loss_scale: str | list[str] = "1"
 
     @field_validator(
         "temperature",
@@ -70,7 +71,7 @@ class Training(Table):
             check_setting(str(info.field_name), one)
         return value
 
-    @field_validator("decay_on", "schedule", mode="after")
+    @field_validator("decay_on", "schedule", "loss_scale", mode="after")
     @classmethod
     def _is_choice(cls, value: str | list[str], info: ValidationInfo) -> str | list[str]:
         for one in listed(value):
