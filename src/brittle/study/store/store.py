@@ -118,8 +118,8 @@ class Store:
     """A folder of finished cells that several processes may read and write at once.
 
     Makes nothing on disk before the first write. Everything that writes (`put`, `discard`, `lock`, `work`,
-    `remove_scratch`, `clean`, `write_study`) raises StoreError, one line with the folder and the system's reason, where it
-    cannot; everything else works on a store that is read-only or not there. A key that is not 32 hexadecimal
+    `remove_scratch`, `clean`, `write_study`) raises StoreError, one line with the folder and the system's reason, where
+    it cannot; everything else works on a store that is read-only or not there. A key that is not 32 hexadecimal
     characters is an InputError everywhere.
     """
 
