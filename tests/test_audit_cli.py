@@ -400,9 +400,8 @@ def test_ctrl_c_keeps_the_norms_that_are_finished(run, folder, monkeypatch):
 
 @pytest.mark.slow
 def test_a_real_ctrl_c_ends_with_130_and_no_traceback(folder, tmp_path):
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom brittle.cli.main import main; main()"
-    )
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from brittle.cli.main import main; main()"
     line = [sys.executable, "-c", code, "audit", "audit_mine:net", "--data", "digits", "--budget", "thorough", "-v"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "BRITTLE_HOME": str(tmp_path)}
     running = subprocess.Popen(

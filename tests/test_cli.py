@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from brittle.cli.main import app
 from brittle.cli.run import duration
 from brittle.models.networks import build, papernot_mnist
+from brittle.study.load_model import open_model
+from brittle.study.store import files
 from brittle.study.store.store import Store
 
 LITTLE = ["--set", "audits.quick.rows=20"]
@@ -184,6 +186,20 @@ def test_the_store_is_listed_verified_and_cleaned(brittle, finished, tmp_path):
     assert not Store(copy).keys()
 
 
+@pytest.mark.parametrize("function", ["train", "measure", "select"])
+@pytest.mark.parametrize("part", ["title", "params", "parents", "scalars", "data", "provenance"])
+def test_a_record_that_brittle_did_not_write_spoils_no_list(brittle, finished, tmp_path, function, part):
+    for place in ("cells", "studies"):
+        shutil.copytree(finished / place, tmp_path / "copy" / place)
+    for file in (tmp_path / "copy" / "cells").glob("*/cell.json"):
+        record = files.unsealed(file.read_bytes())
+        if record["function"] == function:
+            file.write_bytes(files.sealed({**record, part: ["odd"]}))
+    rows = json.loads(brittle("store", "list", "--store", tmp_path / "copy", "--json").stdout)
+    assert len(rows) == 29
+    assert "song_1 on standard" in brittle("store", "list", "--store", tmp_path / "copy").stdout
+
+
 def test_the_lists_name_what_there_is(brittle):
     assert {"digits", "mnist", "cifar10", "yale-faces"} <= set(json.loads(brittle("data", "list", "--json").stdout))
     assert "quickstart" in brittle("study", "list").stdout
@@ -260,6 +276,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(brittle, empty_roots, arguments
         (["audit", "abc", "--seed", 10**22], "error: Invalid value for '--seed'"),
         (["demo", "--threads", 10**9], "error: Invalid value for '--threads'"),
         (["train", "--output", ""], "a folder must be named, got an empty text"),
+        (["train", "--output", "a\0b"], "a folder's name has no NUL, got 'a\\x00b'"),
+        (["train", "--store", "a\0b"], "a folder's name has no NUL, got 'a\\x00b'"),
         (["train", "--output", "/proc/no"], "error: --output /proc/no cannot be written: "),
         (["attack", "abc", "--attack", "pgd", "--arithmetic", "foo"], "error: unknown arithmetic 'foo'"),
         (["attack", "abc", "--attack", "class_mask"], "error: unknown attack 'class_mask'"),
@@ -353,6 +371,31 @@ def test_divergence_is_said_and_nothing_is_lost(brittle, tmp_path):
     assert len(Store(tmp_path / "home").keys()) == 1  # the rows
 
 
+def test_weights_that_change_while_they_are_read_are_refused(brittle, tmp_path, monkeypatch):
+    file = tmp_path / "mine.safetensors"
+    save_file(build(papernot_mnist, seed=5).state_dict(), file)
+
+    def opened_and_saved_over(*arguments, **options):
+        model = open_model(*arguments, **options)
+        save_file(build(papernot_mnist, seed=6).state_dict(), file)
+        return model
+
+    monkeypatch.setattr("brittle.study.load_model.open_model", opened_and_saved_over)
+    of = ["--network", "papernot_mnist", "--data", "digits"]
+    said = one_line(brittle("attack", file, *of, "--attack", "fgsm", "--rows", 2, "-q", code=2))
+    assert "mine.safetensors changed while it was read" in said
+    assert not Store(tmp_path / "home").keys()
+
+
+@pytest.mark.parametrize("command", [["attack", "--attack", "fgsm"], ["explain", "--images", "5"]])
+def test_weights_of_nan_are_refused_before_any_work(brittle, tmp_path, command):
+    file = tmp_path / "mine.safetensors"
+    save_file({name: value * float("nan") for name, value in build(papernot_mnist, seed=5).state_dict().items()}, file)
+    asked = [command[0], file, "--network", "papernot_mnist", *ON, *command[1:], "-q"]
+    assert "the network answers images of digits with numbers that are not finite" in one_line(brittle(*asked, code=2))
+    assert not Store(tmp_path / "home").keys()
+
+
 def test_weights_that_do_not_fit_are_refused(brittle, tmp_path):
     file = tmp_path / "mine.safetensors"
     save_file(build(papernot_mnist, seed=5, classes=7).state_dict(), file)
@@ -405,9 +448,8 @@ def test_images_of_mixed_sizes_and_empty_classes_are_said_by_name(brittle, tmp_p
 
 def command(home: Path, *arguments: str) -> subprocess.Popen:
     """The real command, in a process of its own, with Ctrl-C as at a terminal also where the tests run without one."""
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom brittle.cli.main import main; main()"
-    )
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from brittle.cli.main import main; main()"
     line = [sys.executable, "-c", code, "study", "run", "quickstart", *arguments, "--store", str(home), "-v"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -308,6 +308,39 @@ def test_a_failed_cell_fails_its_children_only(plan, tmp_path, monkeypatch):
     assert (again.done, again.cached) == (len(why) + len(left), ran.done)
 
 
+def test_a_model_that_ends_the_program_fails_its_cell_and_no_process(plan, tmp_path, monkeypatch):
+    def ends(cell, parents, context):
+        if cell.title == "train student, seed 0":
+            raise SystemExit("not licensed here")
+        return does(cell, parents, context)
+
+    does = kinds.run
+    monkeypatch.setattr(kinds, "run", ends)
+    ran = run(plan, Store(tmp_path / "store"))
+    (failure,) = ran.failed
+    assert failure.cell.title == "train student, seed 0"
+    assert failure.why == "the model's code ended the program: its code called sys.exit('not licensed here')"
+    assert failure.trace == ""
+    assert ran.done == len(plan.cells) - 1 - len(ran.left)
+
+
+@pytest.mark.slow
+def test_a_model_that_ends_the_program_in_a_worker_is_tried_once(tmp_path, monkeypatch):
+    (tmp_path / "exits_at_once.py").write_text(
+        "import sys\nfrom torch import nn\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.layer = nn.Linear(1, 1)\n"
+        "    def forward(self, images):\n        sys.exit(3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    tables = {"name": "e", "title": "e", "data": "digits", "models": {"m": {"network": "exits_at_once.Net"}}}
+    plan = expand(schema.check(tables, "e", trust=True), brittle.data.load("digits"), device="cpu", dtype="float32")
+    store, heard = Store(tmp_path / "store"), Heard()
+    hands = Processes(Workplace(store.root, device="cpu", threads=1, path=(str(tmp_path),)), 2)
+    (failure,) = scheduler.run(plan.cells, store, hands, heard).failed
+    assert failure.why == "the model's code ended the program: its code called sys.exit(3)"
+    assert heard.said == []  # and not 'its process ended; doing it again'
+
+
 def test_a_store_that_cannot_be_written_stops_the_run_at_once(plan, tmp_path, monkeypatch):
     def full(*_):
         tried.append(1)

@@ -14,6 +14,7 @@ import brittle
 ROOT = Path(brittle.__file__).parent
 ROOMS = [
     "errors",
+    "arguments",
     "progress",
     "data",
     "models",

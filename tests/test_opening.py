@@ -1,3 +1,4 @@
+import logging
 import os
 import subprocess
 import sys
@@ -396,3 +397,20 @@ def test_adopted_weights_that_changed_since_the_plan_are_refused(digits, tmp_pat
     assert end.how == "failed"
     assert f"weights {path} have changed since they were first read" in end.why
     assert worker.do(adopted(path, "brittle.networks.mlp", {}, digits), silent).how == "done"
+
+
+def test_a_damaged_archive_is_refused_in_one_line_without_torch_s_own_traceback(opened, tmp_path):
+    class Kept(logging.Handler):
+        def emit(self, record):
+            said.append(record)
+
+    said, kept, torch_s = [], Kept(), logging.getLogger("torch.export")
+    torch_s.addHandler(kept)
+    try:
+        (tmp_path / "damaged.pt2").write_bytes(b"no archive")
+        assert "damaged.pt2 cannot be loaded: " in refused(opened, tmp_path / "damaged.pt2", trust=True)
+        assert said == []
+        torch_s.error("as before")
+        assert len(said) == 1
+    finally:
+        torch_s.removeHandler(kept)

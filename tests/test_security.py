@@ -222,6 +222,12 @@ def test_a_record_without_its_parts_is_refused(ran):
     "name",
     [
         "brittle.networks.os",
+        "brittle.networks.torch",
+        "brittle.networks.build",
+        "brittle.attacks.pixels",
+        "torch",
+        "build",
+        "pixels",
         "brittle.networks.torch.os.system",
         "brittle.networks:torch.os.system",
         "brittle.networks.mlp.__globals__",

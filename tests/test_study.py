@@ -30,7 +30,8 @@ def test_lo_and_dings_networks_train_as_published():
     own = faces.training
     assert (own.network, own.epochs, own.learning_rate) == ("brittle.networks.lo_ding_faces", 250, 0.1)
     assert (own.momentum, own.batch_size, len(faces.seeds)) == (0.0, 16, 5)
-    assert faces.units["maps"].classes == [f"subject{identity:02d}" for identity in (7, 10, 12, 14, 15)]
+    (maps,) = (table for _, name, table in schema.tables_of(faces) if name == "maps")
+    assert maps.model_dump()["classes"] == [f"subject{identity:02d}" for identity in (7, 10, 12, 14, 15)]
     alexnet, mlp = (schema.chosen(cifar, cifar.models[name]) for name in ("pseudo_alexnet", "mlp"))
     assert (alexnet["learning_rate"], alexnet["momentum"], mlp["learning_rate"]) == (0.01, 0.9, 0.1)
     assert alexnet["epochs"] == mlp["epochs"] == round(10_000 * 128 / 45_000)

@@ -22,13 +22,13 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """An error for a name that is none of `known`, with the nearest of them first.
 
     >>> str(unknown("data set", "minst", ["digits", "mnist"]))
     "unknown data set 'minst': did you mean 'mnist'? (known: digits, mnist)"
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5) if isinstance(name, str) else []
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     return InputError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(known)})")

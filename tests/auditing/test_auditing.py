@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.auditing import Audit, audit, usual_eps
+from brittle.auditing.best_found import Norm
 from brittle.auditing.checks import check, monotone, worth_of
 from brittle.auditing.gradients import Gradients, look_at
 from brittle.auditing.sanity import look_in
@@ -436,6 +437,37 @@ def test_an_answer_of_nan_is_no_error_and_is_told_of():
     assert not check.passed
     assert "has answered NaN or infinity" in check.sentence
     assert "nan" not in found.summary().replace("NaN", "")
+
+
+class Detached(nn.Module):
+    """A network whose logits come out of torch's sight: no gradient leads to the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = convnet(gain=3).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.network(images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
+def test_a_model_without_a_gradient_gets_a_verdict_in_every_norm(norm: Norm):
+    model = Detached().eval()
+    found = audit(model, split_of(model, 20), norm=norm, eps=4 if norm == "l0" else 0.3, budget="quick")
+    assert found.verdict.kind in ("broken", "masked", "inconclusive")
+    if norm == "l0":  # what follows a gradient is left out, and what asks for outputs alone is the baseline
+        assert [step.name for step in found.steps] == ["Song's algorithm 2"]
+        assert found.common == found.left
+        assert found.left.value < 1
+
+
+def test_a_blocked_gradient_in_l0_is_gone_round():
+    network = convnet(gain=3).eval()
+    model = Made(lambda x: network((255 * x.detach()).round() / 255)).eval()
+    found = audit(model, split_of(model, 20), norm="l0", eps=4, budget="quick")
+    names = [step.name for step in found.steps]
+    assert names == ["Song's algorithm 2", "Carlini and Wagner's L0 straight through"]
 
 
 def test_a_network_that_has_not_learned_is_said_first_and_is_no_reference():

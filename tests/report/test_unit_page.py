@@ -1,5 +1,6 @@
 """A study of units and masks, run whole on a tiny network: from its tables to its page."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from problems import blobs
 
 from brittle.report import figures, gather, knockouts
 from brittle.report.page import html
+from brittle.report.results import as_json
 from brittle.study import schema
 from brittle.study.expand import expand
 from brittle.study.kinds.masks.cell import Masks
@@ -53,6 +55,12 @@ def test_what_a_study_stores_of_units_and_masks_comes_back(store):
     assert units.errors("strongest", "overall, held out")[0, 0] == pytest.approx(wrong / len(labels))
     assert masks.success("transferred").shape == (3, 3)
     assert masks.etas == (0, 5000, 10_000)
+
+
+def test_the_results_hold_them_in_an_order_of_their_own_before_the_attacks(store):
+    plain, other = json.loads(as_json(gather(store, "tiny")))["models"][:2]
+    assert [*plain][-4:] == ["units", "carriers", "masks", "attacks"]
+    assert not {"units", "carriers", "masks", "audits"} & {*other}
 
 
 def test_the_page_shows_them(store):

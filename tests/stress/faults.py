@@ -28,7 +28,9 @@ from typing import Any
 from brittle.study.store.store import Store
 
 STUDY = Path(__file__).with_name("small.toml")
-CODE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from brittle.cli.main import main; main()"
+CODE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from brittle.cli.main import main; main()"
+)
 LIMIT = 300  # seconds after which a command counts as hanging
 
 

@@ -25,6 +25,7 @@ from brittle.auditing.suite import BUDGETS, Battery, Step, median_lead
 from brittle.auditing.verdict import CAUSES, Verdict, compared, decide, interval
 from brittle.auditing.wrappers import Scaled
 from brittle.data import Data, Split, as_split
+from brittle.data.arguments import typed
 from brittle.errors import InputError, unknown
 from brittle.measures import Paired, Share, accuracy, paired, share
 from brittle.models.networks import frozen, logits_of, seeded
@@ -177,6 +178,7 @@ class Audit:
         return report.small_table(self.record())
 
 
+@typed
 @barred("auditing")
 def audit(
     model: nn.Module,

@@ -26,6 +26,8 @@ from brittle.auditing.best_found import Ledger, Norm
 from brittle.auditing.gradients import Gradients, look_at
 from brittle.auditing.sanity import Door
 from brittle.auditing.wrappers import Averaged, Logged, Scaled, StraightThrough, widened, works
+from brittle.errors import InputError
+from brittle.models.networks import input_gradient
 
 ROWS = 200  # whose gradients are looked at
 MINIMAL = ("Carlini and Wagner", "Carlini and Wagner's L0", "Carlini and Wagner's L0 straight through")
@@ -274,20 +276,34 @@ class Battery:
         yield "squares", "shattered", lambda x, y: square(unscaled, x, y, queries=budget.queries, **ball), None
 
     def _pixels(self) -> Iterator[tuple[str, str | None, Attack, int | None]]:
-        most, view = int(self.eps), self.view
-        yield "Song's algorithm 3 in float32", None, self.common(self.eps), None
-        yield "Song's algorithm 3 in exact arithmetic", "scale", lambda x, y: song_3(view, x, y, max_pixels=most), None
-        yield "Carlini and Wagner's L0", "budget", lambda x, y: carlini_l0(view, x, y), None
-        if self.passable is not None:
-            passable = self.passable
-            yield "Carlini and Wagner's L0 straight through", "shattered", lambda x, y: carlini_l0(passable, x, y), None
-        yield "Song's algorithm 2", "budget", lambda x, y: song_2(self.unscaled, x, y, max_pixels=most), None
+        """Attacks of pixels. Most of them follow a gradient; those of a model that has none are left out."""
+        most, view, passable = int(self.eps), self.view, self.passable
+        follows = has_gradient(self.model, self.ledger.images)
+        if follows:
+            yield "Song's algorithm 3 in float32", None, self.common(self.eps), None
+        if follows and has_gradient(view, self.ledger.images):
+            exact = "Song's algorithm 3 in exact arithmetic"
+            yield exact, "scale", lambda x, y: song_3(view, x, y, max_pixels=most), None
+            yield "Carlini and Wagner's L0", "budget", lambda x, y: carlini_l0(view, x, y), None
+        changes = lambda x, y: song_2(self.unscaled, x, y, max_pixels=most)  # noqa: E731
+        if not follows:  # algorithm 2 asks for outputs alone, and is then the baseline
+            yield "Song's algorithm 2", None, changes, None
+        if passable is not None and has_gradient(passable, self.ledger.images):
+            through = "Carlini and Wagner's L0 straight through"
+            yield through, "shattered", lambda x, y: carlini_l0(passable, x, y), None
+        if follows:
+            yield "Song's algorithm 2", "budget", changes, None
 
 
 def has_gradient(model: nn.Module, images: Tensor) -> bool:
     """Whether autograd finds a way from the image to the logits."""
     with frozen(model), torch.enable_grad():
-        return logits_of(model, images[:1].clone().requires_grad_(True)).requires_grad
+        image = images[:1].clone().requires_grad_(True)
+        try:
+            input_gradient(logits_of(model, image).sum(), image)
+        except InputError:
+            return False
+    return True
 
 
 def autoattack(model: nn.Module, norm: str, eps: float, seed: int) -> Attack | None:

@@ -298,6 +298,7 @@ def _trained_twin(
 def _about(asked: Question, how: Request, found: Sequence[Stored], model: nn.Module, data: Data) -> dict[str, Any]:
     """What was audited and how, for the page and the JSON."""
     from brittle.study import load_model
+
     made = found[0].record["provenance"]
     seconds = sum(one.record["provenance"]["seconds"] for one in found)
     rows = min(asked.rows, len(data.test))

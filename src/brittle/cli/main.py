@@ -600,9 +600,7 @@ def store_list(*, how: Request) -> None:
         if key not in records:
             rows.append({"key": key, "title": f"damaged: {store.damage(key)}"})
             continue
-        made = records[key].get("provenance", {})
-        told = {"key": key, "title": records[key].get("title", "a cell without a title")}
-        rows.append(told | _network(key, records) | {"date": made.get("started"), "seconds": made.get("seconds")})
+        rows.append({"key": key} | _told(key, records))
     if how.as_json:
         out.print_json(json.dumps(rows))
         return
@@ -619,16 +617,29 @@ def store_list(*, how: Request) -> None:
     out.print(f"{len(rows)} cells, {store.size() / 1e6:.1f} MB in {store.root}", highlight=False, soft_wrap=True)
 
 
+def _told(key: str, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a cell's record says of it. Anybody can write a record, so nothing in it is sure to be there."""
+    title = str(records[key].get("title", "a cell without a title"))
+    try:
+        made = records[key].get("provenance", {})
+        seconds = None if made.get("seconds") is None else float(made["seconds"])
+        date = None if made.get("started") is None else str(made["started"])
+        return {"title": title} | _network(key, records) | {"date": date, "seconds": seconds}
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return {"title": f"{title} (a record that brittle did not write)"}
+
+
 def _network(key: str, records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Of a network's cell: its architecture, data, temperature and accuracy, as far as the store says so."""
     record = records[key]
     if record.get("function") not in ("train", "adopt"):
         return {}
-    measured = [r for r in records.values() if r.get("function") == "measure" and r["parents"].get("model") == key]
-    digest = record.get("data") or next((r["data"] for r in measured), "")
-    data = [r["scalars"]["data"] for r in records.values() if r.get("function") == "select" and r["data"] == digest]
+    others = [r for r in records.values() if all(isinstance(r.get(part), dict) for part in ("parents", "scalars"))]
+    measured = [r for r in others if r.get("function") == "measure" and r["parents"].get("model") == key]
+    digest = record.get("data") or next((r.get("data") for r in measured), "")
+    data = [r["scalars"].get("data") for r in others if r.get("function") == "select" and r.get("data") == digest]
     found = {"network": record["params"]["network"].removeprefix("brittle.networks.")}
-    found |= {"data": data[0]} if data else {}
+    found |= {"data": str(data[0])} if data else {}
     found |= {"T": f"{record['params']['temperature']:g}"} if "temperature" in record["params"] else {}
     for right in (cell["scalars"]["accuracy"] for cell in measured[:1]):
         found["accuracy"] = f"{100 * right['count'] / right['total']:.1f} %"

@@ -42,6 +42,8 @@ def folder(text: str) -> Path:
     """The folder that an option names."""
     if not text.strip():
         raise typer.BadParameter("a folder must be named, got an empty text")
+    if "\0" in text:
+        raise typer.BadParameter(f"a folder's name has no NUL, got {text!r}")
     return Path(text)
 
 
@@ -288,6 +290,8 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
     from brittle.study.run import worker
     from brittle.study.store.cell import Outcome
 
+    file = named.weights or (Path(named.model) if named.network else None)
+    before = _file_digest(file)
     model = load_model.open_model(
         named.model,
         data=data,
@@ -297,6 +301,8 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
         store=store,
         trust=trust,
     )
+    if _file_digest(file) != before:
+        raise InputError(f"{file} changed while it was read: give a file that nobody writes to")
     warn_of_other_data(named, data, store)
     check_fits(model, data, device)
     if named.is_key:
@@ -307,11 +313,7 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
     make = lookup.network(path, trust=True)
     path = lookup.full_path(make, path, "brittle.networks")
     options = fitted_options(make, {}, data) if path.startswith("brittle.") else {}
-    file = named.weights or (Path(named.model) if named.network else None)
-    if file:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    else:
-        digest = load_model.digest(model, named.model, data.image_shape)
+    digest = before or load_model.digest(model, named.model, data.image_shape)
     params = {"network": path, "network_options": options, "sha256": digest}
     if code := users_code.source_digest(make):
         params["code"] = code
@@ -321,6 +323,14 @@ def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust:
         if store.get(cell.key) is None:
             worker.keep(cell, store, device, lambda: Outcome({"network_options": options}, weights))
     return cell
+
+
+def _file_digest(file: Path | None) -> str | None:
+    """Hexadecimal sha256 of a file; None of none, and of one that `open_model` will refuse."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
+    except OSError:
+        return None
 
 
 def check_fits(model: Any, data: Data, device: torch.device) -> None:
@@ -336,6 +346,8 @@ def check_fits(model: Any, data: Data, device: torch.device) -> None:
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (min(2, len(data.test)), len(data.classes)):
         raise InputError(f"the network must return {len(data.classes)} logits an image of {data.name}, got {shape}")
+    if not torch.isfinite(logits).all():
+        raise InputError(f"the network answers images of {data.name} with numbers that are not finite")
 
 
 def warn_of_other_data(named: Named, data: Data, store: Store) -> None:

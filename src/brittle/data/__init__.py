@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from brittle.data import download
+from brittle.data.arguments import typed
 from brittle.data.download import Published, Remote
 from brittle.data.own import (
     LARGEST_IMAGE,
@@ -346,6 +347,7 @@ def _inside(folder: Path, file: str) -> Path:
 # What users hold -----------------------------------------------------------------------------------------------
 
 
+@typed
 def as_split(value: object, count: int | None = None) -> Split:
     """Images and labels in any of the forms that PyTorch users hold them in.
 
@@ -362,6 +364,8 @@ def as_split(value: object, count: int | None = None) -> Split:
     Raises:
         InputError: if it is something else, or images or labels are not as above.
     """
+    if count is not None and count < 1:
+        raise InputError(f"count must be at least 1, got {count}")
     if isinstance(value, Data):
         value = value.test
     if isinstance(value, Split):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.data import Data
+from brittle.data.arguments import typed
 from brittle.errors import InputError
 from brittle.models.fit import Fitted, fit
 from brittle.models.networks import build, frozen, logits_of
@@ -15,6 +16,7 @@ from brittle.models.softmax import check_temperature, softmax
 from brittle.progress import Progress, barred, silent
 
 
+@typed
 @barred("soft labels")
 def soft_labels(model: nn.Module, images: Tensor, temperature: float, *, progress: Progress | None = None) -> Tensor:
     """What the model says of each image, softmax(logits / temperature): (N, C, H, W) -> (N, K), float32, on the CPU.
@@ -23,6 +25,8 @@ def soft_labels(model: nn.Module, images: Tensor, temperature: float, *, progres
     """
     progress = progress or silent
     check_temperature(temperature)
+    if images.ndim != 4 or not images.is_floating_point() or not len(images):
+        raise InputError(f"images must be (N, C, H, W) and floating, got {tuple(images.shape)} {images.dtype}")
     device = next((p.device for p in model.parameters()), images.device)
     found = []
     with frozen(model), torch.no_grad():
@@ -40,6 +44,7 @@ def generation_seed(seed: int, generation: int) -> int:
     return seed + 1000 * generation
 
 
+@typed
 @barred("distilling")
 def distill(
     make: Callable[[], nn.Module],

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.data import Data, Split
+from brittle.data.arguments import typed
 from brittle.data.summary import as_html, as_text
-from brittle.errors import InputError, unknown
+from brittle.errors import InputError, first_line, unknown
 from brittle.models.networks import channels_last, frozen, logits_of, seeded
 from brittle.models.softmax import check_temperature
 from brittle.progress import Progress, barred, silent
@@ -108,6 +109,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+@typed
 @barred("training")
 def fit(
     network: nn.Module,
@@ -280,8 +282,11 @@ def _check_fits(network: nn.Module, image: Tensor, classes: int) -> None:
     try:
         with frozen(network), torch.no_grad():
             outputs = network(image)
-    except RuntimeError as error:
-        raise InputError(f"the network cannot take images of shape {tuple(image.shape[1:])}: {error}") from error
+    except Exception as error:  # a network's code may raise anything
+        shape = tuple(image.shape[1:])
+        raise InputError(f"the network cannot take images of shape {shape}: {first_line(error)}") from error
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"the network must return one tensor of logits, got a {type(outputs).__name__}")
     if outputs.shape != (1, classes):
         raise InputError(f"the network must return {classes} logits an image, got shape {tuple(outputs.shape)}")
 

@@ -211,6 +211,8 @@ def build(make: Callable[..., nn.Module], *, seed: int, **options: object) -> nn
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """torch's random numbers start from `seed` inside, on every device, and go on as they were on the way out."""
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed must fit into 64 bits, got {seed}")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

@@ -96,7 +96,7 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     """(z - max z) / T, (..., K): what all else is computed from, for logits of any size that a float holds."""
     check_temperature(temperature)
     low = torch.finfo(logits.dtype).min / 4  # differences of two still fit
-    return ((logits - logits.detach().amax(-1, keepdim=True)) / temperature).clamp(min=low)
+    return ((logits - logits.detach().amax(-1, keepdim=True)) / float(temperature)).clamp(min=low)
 
 
 def _softplus(values: Tensor) -> Tensor:

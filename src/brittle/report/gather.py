@@ -235,9 +235,10 @@ def _model(
 def _results(reader: _Reader, entry: _Network, model: str) -> Iterator[object]:
     """What is finished of that which the study asked for by tables, kind after kind."""
     for kind in TABLES:
+        (function,) = kind.FUNCTIONS
         for one in getattr(entry, kind.NAME):
             take = functools.partial(kind.Result.of, one.name, store=reader.store)
-            found = reader.read(f"{kind.TITLE} {one.name} of {model}", one.cell, take)
+            found = reader.read(f"{function} {one.name} of {model}", one.cell, take)
             if found is not None:
                 yield found
 

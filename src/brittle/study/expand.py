@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from brittle.data import Data
-from brittle.errors import InputError, unknown
+from brittle.errors import InputError
 from brittle.models import users_code
 from brittle.models.distill import generation_seed
 from brittle.study import lookup
-from brittle.study.kinds import new_cell
-from brittle.study.kinds.network.cell import GENERATIONS, untrained
+from brittle.study.kinds import TABLES, new_cell
+from brittle.study.kinds.network.cell import GENERATIONS
 from brittle.study.kinds.rows.cell import first_of_each_class
-from brittle.study.schema import Attack, Carriers, Study, Units, axes_of, chosen, listed
+from brittle.study.schema import Attack, Study, axes_of, chosen, listed, tables_of
 from brittle.study.store.cell import Cell
-from brittle.units import telling_layers
 
 MOST = 100_000  # cells of a study
 
@@ -72,11 +71,11 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
                 variants[name] = list(_variants(study, name, seed, variants, data.digest, trained))
         for name in study.models:
             for variant in variants[name]:
-                entry, measure, others = _follow(study, name, variant, seed, select, data, environment)
-                masks = dict(_masks(study, name, variant, seed, variants, data, environment))
-                audits = dict(_audits(study, name, variant, seed, variants, data, environment))
-                models.append(entry | {"masks": _listed(masks), "audits": _listed(audits)})
-                cells += [measure, *audits.values(), *others, *masks.values()]  # a verdict as early as can be
+                entry, measure, attacks = _follow(study, name, variant, seed, select, data, environment)
+                asked = _asked(study, name, variant, seed, variants, data, environment)
+                models.append(entry | {kind: _listed(tables) for kind, tables in asked.items()})
+                *others, audits = asked.values()  # a verdict as early as can be
+                cells += [measure, *audits.values(), *attacks, *(cell for tables in others for cell in tables.values())]
     record = {
         "name": study.name,
         "title": study.title,
@@ -127,7 +126,6 @@ def _follow(
         environment=environment,
     )
     attacks = list(_attacks(study, name, variant, seed, select, data, environment))
-    units, carriers = (_units(each, study, name, variant, seed, data, environment) for each in ("units", "carriers"))
     entry = {
         "name": name,
         "label": label,
@@ -138,11 +136,8 @@ def _follow(
         "train": variant.cell.key,
         "measure": measure.key,
         "attacks": [attack | {"cells": [shard.key for shard in shards]} for attack, shards in attacks],
-        "units": _listed(units),
-        "carriers": _listed(carriers),
     }
-    shards = (shard for _, shards in attacks for shard in shards)
-    return entry, measure, [*shards, *units.values(), *carriers.values()]
+    return entry, measure, [shard for _, shards in attacks for shard in shards]
 
 
 def _listed(tables: Mapping[str, Cell]) -> list[dict[str, str]]:
@@ -206,8 +201,7 @@ def _follow_count(study: Study, name: str, data: Data) -> int:
         if name in (attack.models or [name]):
             axes = axes_of(lookup.attack(attack.function, trust=True), attack.model_extra or {})
             count += math.prod(map(len, axes.values())) * sum(1 for _ in _shards(study, attack, data))
-    others = (study.units, study.carriers, study.masks, study.audits)
-    return count + sum(name in (one.models or [name]) for tables in others for one in tables.values())
+    return count + sum(name in (table.models or [name]) for _, _, table in tables_of(study))
 
 
 def _variants(
@@ -324,32 +318,7 @@ def _shards(study: Study, attack: Attack, data: Data) -> Iterator[tuple[dict[str
         yield {"start": start, "stop": stop}, f", rows {start}..{stop - 1}" if stop_at > size else ""
 
 
-def _units(
-    function: str, study: Study, name: str, variant: _Variant, seed: int, data: Data, environment: Mapping[str, str]
-) -> dict[str, Cell]:
-    """The cell of each table of 'units' or of 'carriers' that is for this model, by the table's name."""
-    tables: Mapping[str, Units | Carriers] = getattr(study, function)
-    found = {}
-    for table, asked in tables.items():
-        if name in (asked.models or [name]):
-            params = asked.model_dump(exclude={"models"}) | {"seed": seed}
-            params["layers"] = asked.layers or _layers(variant, data)
-            if isinstance(asked, Units):
-                params["classes"] = _classes(asked.classes, data)
-            title = f"{function} {table} of {_label(name, variant.axes)}, seed {seed}"
-            parents = {"model": variant.cell}
-            found[table] = new_cell(
-                title, function, params, parents, digest=data.digest, place=study.data, environment=environment
-            )
-    return found
-
-
-def _layers(variant: _Variant, data: Data) -> list[str]:
-    """Those worth asking about, of a model for which none are named."""
-    return telling_layers(untrained(variant.cell, data), data.train.images[:1])
-
-
-def _masks(
+def _asked(
     study: Study,
     name: str,
     variant: _Variant,
@@ -357,20 +326,26 @@ def _masks(
     variants: Mapping[str, Sequence[_Variant]],
     data: Data,
     environment: Mapping[str, str],
-) -> Iterator[tuple[str, Cell]]:
-    """The cell of each table of masks that is for this model; the other model must be one, and no grid."""
-    for table, masks in study.masks.items():
-        if name not in masks.models:
+) -> dict[str, dict[str, Cell]]:
+    """By the kinds of `kinds.TABLES`, and by the tables' names, the cells that are asked for about a model."""
+    found: dict[str, dict[str, Cell]] = {kind.NAME: {} for kind in TABLES}
+    for kind, label, table in tables_of(study):
+        if name not in (table.models or [name]):
             continue
+        (function,) = kind.FUNCTIONS
         parents = {"model": variant.cell}
-        if masks.other:
-            parents["other"] = _only(f"masks {table} are tried on", masks.other, variants)
-        params = masks.model_dump(exclude={"models", "other"}) | {"seed": seed}
-        title = f"masks {table} of {_label(name, variant.axes)}, seed {seed}"
-        yield (
-            table,
-            new_cell(title, "masks", params, parents, digest=data.digest, place=study.data, environment=environment),
+        for role, other in table.beside(name).items():
+            parents[role] = _only(f"{kind.NAME} {label} {table.BESIDE[role]}", other, variants)
+        found[kind.NAME][label] = new_cell(
+            f"{function} {label} of {_label(name, variant.axes)}, seed {seed}",
+            function,
+            table.params(variant.cell, data) | {"seed": seed},
+            parents,
+            digest=data.digest,
+            place=study.data,
+            environment=environment,
         )
+    return found
 
 
 def _only(what: str, name: str, variants: Mapping[str, Sequence[_Variant]]) -> Cell:
@@ -378,35 +353,3 @@ def _only(what: str, name: str, variants: Mapping[str, Sequence[_Variant]]) -> C
     if len(variants[name]) > 1:
         raise InputError(f"{what} one model, {name} is a grid of several")
     return variants[name][0].cell
-
-
-def _audits(
-    study: Study,
-    name: str,
-    variant: _Variant,
-    seed: int,
-    variants: Mapping[str, Sequence[_Variant]],
-    data: Data,
-    environment: Mapping[str, str],
-) -> Iterator[tuple[str, Cell]]:
-    """The cell of each table of audits that is for this model; the reference, if not itself, is one and no grid."""
-    for table, audits in study.audits.items():
-        if name not in (audits.models or [name]):
-            continue
-        parents = {"model": variant.cell}
-        if audits.reference and audits.reference != name:
-            parents["reference"] = _only(f"audits {table} are beside", audits.reference, variants)
-        params = audits.model_dump(exclude={"models", "reference"}) | {"seed": seed}
-        title = f"audit {table} of {_label(name, variant.axes)}, seed {seed}"
-        yield (
-            table,
-            new_cell(title, "audit", params, parents, digest=data.digest, place=study.data, environment=environment),
-        )
-
-
-def _classes(names: Sequence[str] | None, data: Data) -> list[int]:
-    """The places of classes among those of the data; of all when not given."""
-    for name in names or []:
-        if name not in data.classes:
-            raise unknown(f"class of {data.name}", name, data.classes)
-    return [data.classes.index(name) for name in names or data.classes]

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +235,7 @@ def _archive(path: Path, trust: bool) -> nn.Module:
     """The network of a `torch.export` archive: torch evaluates its shapes as Python and unpickles parts of it."""
     if not trust:
         raise InputError(f"model {path} is a torch.export archive, which can run code: refused; --trust allows it")
-    with users_code.users_code(f"model {path} cannot be loaded"), warnings.catch_warnings():
+    with users_code.users_code(f"model {path} cannot be loaded"), _unlogged(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.load(path)
         unchecked = {"check_guards": False} if lookup.takes(program.module, "check_guards") else {}
@@ -241,6 +243,17 @@ def _archive(path: Path, trust: bool) -> nn.Module:
     for name in ("train", "eval"):  # an exported graph refuses both: it has one mode, that it was exported in
         model.__dict__.pop(name, None)
     return model
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Nothing is logged inside: torch logs a traceback of its own before it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _kind(value: object) -> str:

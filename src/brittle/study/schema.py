@@ -1,7 +1,7 @@
 """A study file, read and checked.
 
 It says what to train, on what, and how to attack it; any value may be a list, and the study is then the grid of all of
-them. `plan` expands it; what a cell does stands in `cells`.
+them. `expand` makes its cells; what a cell does stands in `kinds`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
 
 from brittle.attacks.options import check_options
-from brittle.auditing.suite import BUDGETS
 from brittle.errors import InputError, unknown
 from brittle.models.fit import LATER, check_choice, check_setting
 from brittle.models.softmax import check_arithmetic
 from brittle.study import lookup
+from brittle.study.kinds import TABLES
+from brittle.study.kinds.table import Keys, ModelTable, Table, check_each_once
 
 Numbers = float | list[float]
 Integers = int | list[int]
@@ -32,20 +34,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**62)]  # a student's is larger than its t
 DEEPEST = 20  # tables and lists within each other
 
 
-class _Keys(BaseModel):
-    @field_validator("*", mode="after")
-    @classmethod
-    def _each_once(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            check_each_once(value)
-        return value
-
-
-class _Table(_Keys):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Training(_Table):
+class Training(Table):
     """How every model of the study is trained, unless its own table says otherwise. See `brittle.fit`."""
 
     network: str | list[str] = "brittle.networks.papernot_mnist"
@@ -95,7 +84,7 @@ class Model(Training):
     teacher: str | None = None
 
 
-class Attack(_Keys):
+class Attack(Keys):
     """An attack of the study; keys beside these are its options.
 
     A list of values of an option is a grid, unless the option itself is a list: then a list of lists is one.
@@ -121,61 +110,8 @@ class Attack(_Keys):
         return value
 
 
-class Units(_Table):
-    """Which units of the models matter: their gradients, and what goes when units go; see `unit_cells.units`."""
-
-    layers: Annotated[list[str], Field(min_length=1)] | None = None  # by name, as `get_submodule` has them; of
-    # convolutions whole maps; when not given, `units.telling_layers`
-    of: Literal["softmax", "logits"] = "softmax"  # what is differentiated
-    classes: list[str] | None = None  # by name, whose strongest and weakest units go; all when not given
-    random: int = Field(default=10, ge=0)  # draws of units that go in no order
-    points: int | None = Field(default=None, ge=2)  # of a curve, from none gone to all; when not given every number
-    images: int = Field(default=1000, ge=1)  # of each split, at most: those of the test split are held out
-    models: list[str] | None = None  # by name, only these
-
-
-class Masks(_Table):
-    """Additive masks towards every class, by their strength; see `mask_cells.masks`."""
-
-    models: list[str] = Field(min_length=1)  # by name, whose gradients the masks are
-    other: str | None = None  # the model, by name, on which they are tried too, of the same seed
-    of: Literal["logits", "softmax"] = "logits"  # what is differentiated
-    images: int = Field(default=500, ge=1)  # of the training and of the test split, at most
-    etas: list[Annotated[int, Field(ge=0)]] = Field(default=[*range(0, 12_751, 750)], min_length=1)  # 0..255 pixels
-    epochs: int = Field(default=10, ge=1)  # over the training images, for the mask that they share
-
-
-class Carriers(_Table):
-    """Which units of the models carry an adversarial change; see `carrier_cells.carriers`."""
-
-    layers: Annotated[list[str], Field(min_length=1)] | None = None  # as in Units
-    eps: float = Field(default=0.3, gt=0, le=1)  # of the change, L-infinity
-    images: int = Field(default=200, ge=1)  # of the test split, at most
-    random: int = Field(default=5, ge=0)  # draws of units that go in no order
-    points: int | None = Field(default=None, ge=2)  # as in Units
-    models: list[str] | None = None  # by name, only these
-
-
-class Audits(_Table):
-    """An audit of the models; see `brittle.audit`."""
-
-    norm: Literal["linf", "l2", "l0"] = "linf"
-    eps: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # the usual one when not given
-    rows: int = Field(default=1000, ge=1)  # of the test split, at most
-    budget: str = "standard"
-    reference: str | None = None  # the model, by name, that is undefended, of the same seed
-    models: list[str] | None = None  # by name, only these
-
-    @field_validator("budget", mode="after")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in BUDGETS:
-            raise unknown("budget", value, BUDGETS)
-        return value
-
-
-class Study(_Table):
-    """A whole study file."""
+class StudyFile(Table):
+    """A whole study file, but for the tables of `kinds.TABLES`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     title: str
@@ -189,10 +125,6 @@ class Study(_Table):
     training: Training = Training()
     models: dict[str, Model] = Field(min_length=1)
     attacks: dict[str, Attack] = Field(default_factory=dict)
-    units: dict[str, Units] = Field(default_factory=dict)
-    carriers: dict[str, Carriers] = Field(default_factory=dict)
-    masks: dict[str, Masks] = Field(default_factory=dict)
-    audits: dict[str, Audits] = Field(default_factory=dict)
 
     @field_validator("rows", mode="after")
     @classmethod
@@ -202,21 +134,29 @@ class Study(_Table):
         return value
 
 
+if TYPE_CHECKING:
+
+    class Study(StudyFile):
+        """A whole study file, with a dict of tables by the NAME of each kind in `kinds.TABLES`."""
+
+else:
+    Study = create_model(
+        "Study",
+        __base__=StudyFile,
+        **{kind.NAME: (dict[str, kind.Table], Field(default_factory=dict)) for kind in TABLES},
+    )
+
+
+def tables_of(study: Study) -> Iterator[tuple[ModuleType, str, ModelTable]]:
+    """Each table of a kind of `kinds.TABLES`: the kind, the table's name, and the table."""
+    for kind in TABLES:
+        for name, table in getattr(study, kind.NAME).items():
+            yield kind, name, table
+
+
 def listed(value: Any) -> list[Any]:
     """A value of a grid's axis as the list of one that it is."""
     return value if isinstance(value, list) else [value]
-
-
-def check_each_once(values: Sequence[Any]) -> None:
-    """Raises InputError for a list that is empty, or holds a value twice: a cell would be lost, or stand twice."""
-    if not values:
-        raise InputError("the list is empty: give at least one value")
-    seen = set()
-    for value in values:
-        told = repr(value) if isinstance(value, list | dict) else value
-        if told in seen:
-            raise InputError(f"{value!r} comes twice in {reprlib.repr(values)}")
-        seen.add(told)
 
 
 def axes_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -334,14 +274,8 @@ def check(tables: Mapping[str, Any], where: str, *, trust: bool = False) -> Stud
     for label, attack in study.attacks.items():
         _check_attack(f"{where}: attacks.{label}", attack, trust)
         _check_models(f"attack {label}", attack.models, study)
-    for label, units in study.units.items():
-        _check_models(f"units {label}", units.models, study)
-    for label, carriers in study.carriers.items():
-        _check_models(f"carriers {label}", carriers.models, study)
-    for label, masks in study.masks.items():
-        _check_models(f"masks {label}", [*masks.models, *_named(masks.other)], study)
-    for label, audits in study.audits.items():
-        _check_models(f"audits {label}", [*(audits.models or []), *_named(audits.reference)], study)
+    for kind, label, table in tables_of(study):
+        _check_models(f"{kind.NAME} {label}", [*(table.models or []), *table.beside("").values()], study)
     for label, model in study.models.items():
         if model.teacher is not None and model.teacher not in study.models:
             raise unknown(f"teacher of model {label},", model.teacher, study.models)
@@ -403,10 +337,6 @@ def _check_values(value: Any, path: str, *, finite: bool = False, depth: int = 0
         raise InputError(f"{path} must be finite, got {value}")
 
 
-def _named(model: str | None) -> list[str]:
-    return [model] if model else []
-
-
 def _check_models(what: str, names: Sequence[str] | None, study: Study) -> None:
     for name in names or []:
         if name not in study.models:
@@ -449,8 +379,10 @@ def _sentences(error: ValidationError) -> Iterator[str]:
 
 def _near(steps: Sequence[str]) -> str:
     """Which keys of its table an unknown one may have meant."""
-    tables = {"training": Training, "models": Model, "units": Units, "carriers": Carriers, "masks": Masks}
-    table = Study if len(steps) == 1 else (tables | {"audits": Audits})[steps[0]]
+    tables: dict[str, type[Table]] = {"training": Training, "models": Model} | {
+        kind.NAME: kind.Table for kind in TABLES
+    }
+    table = Study if len(steps) == 1 else tables[steps[0]]
     near = difflib.get_close_matches(steps[-1], table.model_fields, n=2, cutoff=0.5)
     return f", did you mean {' or '.join(near)}?" if near else ""
 

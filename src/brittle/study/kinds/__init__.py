@@ -7,9 +7,7 @@ What a kind must have in its `cell.py`:
 A kind that a study file asks for by tables, as `[units.NAME]`, has besides:
 
 - `NAME`: of its tables in a study file, of its part of a study's record and of results.json.
-- `Table`: a pydantic model, a table of it; `Table.named()` gives the models that it names.
-- `cell(table, asked, point)`: the cell of one table, about one trained model.
-- `TITLE`: the first word of its cells' titles.
+- `Table`: a table of it, a `ModelTable`.
 - `Result`: a dataclass, what a report knows of a finished cell. `Result.of(name, stored, store)` reads the cell of the
   table of that name; `as_json()` is what results.json has of it, in which tensors may stand for lists of numbers.
 """
@@ -29,7 +27,7 @@ from brittle.study.kinds.rows import cell as rows
 from brittle.study.kinds.units import cell as units
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
-TABLES = (units, carriers, masks, audit)  # in the order in which a report has them
+TABLES = (units, carriers, masks, audit)  # a study asks for them by tables; in the order of results.json
 KINDS = (rows, network, measure, audit, attack, units, carriers, masks)
 FUNCTIONS = {name: function for kind in KINDS for name, function in kind.FUNCTIONS.items()}
 

@@ -18,6 +18,7 @@ import torch
 from brittle import __version__, data
 from brittle.data import Data
 from brittle.errors import InputError, StoreError, first_line
+from brittle.models import users_code
 from brittle.models.fit import resolve_device
 from brittle.progress import Progress, silent
 from brittle.study import kinds
@@ -93,6 +94,8 @@ class Worker:
             return End(cell.key, "stop", str(error))
         except InputError as error:
             return End(cell.key, "failed", str(error))
+        except SystemExit as error:  # of the model's code: it would take the process and its other cells along
+            return End(cell.key, "failed", f"the model's code ended the program: {users_code.reason(error)}")
         except Exception as error:  # a defect, here or in the user's own function: the other cells go on
             if files.is_full(error):
                 return End(cell.key, "stop", f"cannot write to {self.store.root}: {first_line(error)}")

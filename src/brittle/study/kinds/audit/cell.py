@@ -6,20 +6,46 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from brittle.auditing import audit
+from brittle.auditing.suite import BUDGETS
 from brittle.data import Data
+from brittle.errors import unknown
 from brittle.progress import Progress
 from brittle.study.kinds.network.cell import loaded
+from brittle.study.kinds.table import ModelTable
 from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
 from brittle.study.store.store import Store, Stored
 
 NAME = "audits"  # of its tables in a study, of its part of a study's record and of results.json
-TITLE = "audit"  # begins the titles of its cells
 OPTIONS = ("norm", "eps", "rows", "budget", "seed")
+
+
+class Table(ModelTable):
+    """An audit of the models; see `brittle.audit`."""
+
+    BESIDE: ClassVar[Mapping[str, str]] = {"reference": "are beside"}
+
+    norm: Literal["linf", "l2", "l0"] = "linf"
+    eps: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # the usual one when not given
+    rows: int = Field(default=1000, ge=1)  # of the test split, at most
+    budget: str = "standard"
+    reference: str | None = None  # the model, by name, that is undefended, of the same seed
+
+    @field_validator("budget", mode="after")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in BUDGETS:
+            raise unknown("budget", value, BUDGETS)
+        return value
+
+    def beside(self, name: str) -> dict[str, str]:
+        """The reference, unless it is the model itself."""
+        return {role: other for role, other in super().beside(name).items() if other != name}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from brittle.attacks import pgd
@@ -18,17 +19,31 @@ from brittle.data import Data
 from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, part, silent
 from brittle.study.kinds.network.cell import loaded
-from brittle.study.kinds.units.cell import RANDOM, flat
+from brittle.study.kinds.table import ModelTable
+from brittle.study.kinds.units.cell import RANDOM, flat, layers_of
 from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
 from brittle.study.store.store import Store, Stored
 from brittle.units import knockout_curves, prediction_gradient, rank_agreement, rank_units
 from brittle.units.gradients import norm_of_maps
 
 NAME = "carriers"  # of its tables in a study, of its part of a study's record and of results.json
-TITLE = "carriers"  # begins the titles of its cells
 ORDERS = ("carriers", "important")  # in which units go, as they are stored; random ones follow
 SIDES = ("clean", "adversarial")  # the images that are counted
 _AT_ONCE = 64  # images whose gradients are held at once
+
+
+class Table(ModelTable):
+    """Which units of the models carry an adversarial change; see `carriers`."""
+
+    layers: Annotated[list[str], Field(min_length=1)] | None = None  # as in [units]
+    eps: float = Field(default=0.3, gt=0, le=1)  # of the change, L-infinity
+    images: int = Field(default=200, ge=1)  # of the test split, at most
+    random: int = Field(default=5, ge=0)  # draws of units that go in no order
+    points: int | None = Field(default=None, ge=2)  # as in [units]
+
+    def params(self, model: Cell, data: Data) -> dict[str, Any]:
+        """Layers that are not given are those of the model."""
+        return super().params(model, data) | {"layers": self.layers or layers_of(model, data)}
 
 
 @dataclass(frozen=True)

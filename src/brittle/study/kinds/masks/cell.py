@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from brittle.attacks.masks import ETA_SCALE, learned_mask, mask_curve, nearest, optimal_eta, target_gradient
@@ -14,16 +15,29 @@ from brittle.attacks.result import predictions
 from brittle.data import Data
 from brittle.progress import Progress, part
 from brittle.study.kinds.network.cell import loaded
+from brittle.study.kinds.table import ModelTable
 from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
 from brittle.study.store.store import Store, Stored
 
 NAME = "masks"  # of its tables in a study, of its part of a study's record and of results.json
-TITLE = "masks"  # begins the titles of its cells
 WAYS = ("trained", "held out", "borrowed", "transferred")  # of getting an image's mask, in the order stored:
 # its own, of training images; its own, of test images; that of the nearest training image, for test images; its own of
 # one model, tried on another, for training images as in the paper
 CLIPPED = (False, True)  # whether images with masks are kept in [0, 1], in the order stored
 _EXAMPLES = 3  # images kept with their masks
+
+
+class Table(ModelTable):
+    """Additive masks towards every class, by their strength; see `masks`."""
+
+    BESIDE: ClassVar[Mapping[str, str]] = {"other": "are tried on"}
+
+    models: list[str] = Field(min_length=1)  # type: ignore[reportIncompatibleVariableOverride]  # not all: name them
+    other: str | None = None  # the model, by name, on which they are tried too, of the same seed
+    of: Literal["logits", "softmax"] = "logits"  # what is differentiated
+    images: int = Field(default=500, ge=1)  # of the training and of the test split, at most
+    etas: list[Annotated[int, Field(ge=0)]] = Field(default=[*range(0, 12_751, 750)], min_length=1)  # 0..255 pixels
+    epochs: int = Field(default=10, ge=1)  # over the training images, for the mask that they share
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from brittle.data import Data
+from brittle.errors import unknown
 from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, part, silent
-from brittle.study.kinds.network.cell import loaded
+from brittle.study.kinds.network.cell import loaded, untrained
+from brittle.study.kinds.table import ModelTable
 from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
 from brittle.study.store.store import Store, Stored
 from brittle.units import (
@@ -30,16 +33,46 @@ from brittle.units import (
     prediction_gradient,
     rank_agreement,
     rank_units,
+    telling_layers,
 )
 
 NAME = "units"  # of its tables in a study, of its part of a study's record and of results.json
-TITLE = "units"  # begins the titles of its cells
 KINDS = ("strongest", "weakest", "least active")  # of knockout curves, in the order in which they are stored; random
 # ones follow
 RANDOM = "random"  # beside KINDS, units that go in no order
 SCOPES = ("within", "overall", "within, held out", "overall, held out")  # which images an error is of
 SEEN, MAPS = 3, 6  # held-out images of a class whose feature maps are kept, and of how many units
 _AT_ONCE = 64  # images whose gradients are held before they are made norms: 17 MB of `lo_ding_faces`
+
+
+class Table(ModelTable):
+    """Which units of the models matter: their gradients, and what goes when units go; see `units`."""
+
+    layers: Annotated[list[str], Field(min_length=1)] | None = None  # by name, as `get_submodule` has them; of
+    # convolutions whole maps; when not given, `units.telling_layers`
+    of: Literal["softmax", "logits"] = "softmax"  # what is differentiated
+    classes: list[str] | None = None  # by name, whose strongest and weakest units go; all when not given
+    random: int = Field(default=10, ge=0)  # draws of units that go in no order
+    points: int | None = Field(default=None, ge=2)  # of a curve, from none gone to all; when not given every number
+    images: int = Field(default=1000, ge=1)  # of each split, at most: those of the test split are held out
+
+    def params(self, model: Cell, data: Data) -> dict[str, Any]:
+        """Layers and classes that are not given are those of the model and the data."""
+        layers = self.layers or layers_of(model, data)
+        return super().params(model, data) | {"layers": layers, "classes": _classes(self.classes, data)}
+
+
+def layers_of(model: Cell, data: Data) -> list[str]:
+    """Those worth asking about, of a model for which none are named."""
+    return telling_layers(untrained(model, data), data.train.images[:1])
+
+
+def _classes(names: Sequence[str] | None, data: Data) -> list[int]:
+    """The places of classes among those of the data; of all when not given."""
+    for name in names or []:
+        if name not in data.classes:
+            raise unknown(f"class of {data.name}", name, data.classes)
+    return [data.classes.index(name) for name in names or data.classes]
 
 
 @dataclass(frozen=True)
