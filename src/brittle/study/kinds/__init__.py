@@ -15,20 +15,16 @@ A kind that a study file asks for by tables, as `[units.NAME]`, has besides:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
-from brittle.study.kinds.attack import cell as attack
-from brittle.study.kinds.audit import cell as audit
-from brittle.study.kinds.carriers import cell as carriers
-from brittle.study.kinds.masks import cell as masks
-from brittle.study.kinds.measure import cell as measure
-from brittle.study.kinds.network import cell as network
-from brittle.study.kinds.rows import cell as rows
-from brittle.study.kinds.units import cell as units
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
-TABLES = (units, carriers, masks, audit)  # a study asks for them by tables; in the order of results.json
-KINDS = (rows, network, measure, audit, attack, units, carriers, masks)
+_ALWAYS = ("rows", "network", "measure", "attack")
+_ASKED = ("units", "carriers", "masks", "audit")  # by tables, in the order of results.json
+
+TABLES = tuple(import_module(f"{__name__}.{name}.cell") for name in _ASKED)
+KINDS = (*(import_module(f"{__name__}.{name}.cell") for name in _ALWAYS), *TABLES)
 FUNCTIONS = {name: function for kind in KINDS for name, function in kind.FUNCTIONS.items()}
 
 
