@@ -63,6 +63,7 @@ class _Attacked(_Part):
     cells: list[str]
 
 
+# The finished cells of the tables, in a list for each kind.
 _LISTS: dict[str, Any] = {kind.NAME: (list[_Cell], []) for kind in TABLES}
 _Tables = create_model("_Tables", __base__=_Part, **_LISTS)
 
