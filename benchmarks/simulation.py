@@ -68,7 +68,7 @@ def main() -> None:
     whole, slowest = total(costs.values()), max(cells, key=lambda cell: costs[cell.key].seconds)
     hours = whole.seconds * asked.faster / 3600
     print(f"{wanted.name}: {len(cells)} cells, {hours:.0f} h of one core, {whole.operations:.1e} operations,")
-    print(f"{whole.disk / 1e9:.1f} GB in the store; one GPU is taken to be {asked.faster:g} cores.")
+    print(f"one GPU is taken to be {asked.faster:g} cores.")
     minutes = longest(cells, costs) / 60, costs[slowest.key].seconds / 60
     print(f"The longest chain takes {minutes[0]:.1f} min, the longest cell {minutes[1]:.1f} ({slowest.title}).")
     print("| GPUs | time, h | GPUs at work | driver at work |\n| ---: | ---: | ---: | ---: |")

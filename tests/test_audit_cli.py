@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import brittle
 from brittle.auditing import audit
-from brittle.auditing.best_found import Ledger
+from brittle.auditing.best_found import BestFound
 from brittle.cli import audit as inspecting
 from brittle.cli.audit import Question, number
 from brittle.cli.main import app
@@ -227,7 +227,7 @@ def test_only_a_defended_cell_has_a_twin_to_train(run, model):
 
 
 def test_a_killed_audit_goes_on_inside_a_norm(run, monkeypatch):
-    once, seen, stop = Ledger.once, [], ["squares"]
+    once, seen, stop = BestFound.cached_step, [], ["squares"]
 
     def noted(self, name, work):
         if name in stop:
@@ -235,7 +235,7 @@ def test_a_killed_audit_goes_on_inside_a_norm(run, monkeypatch):
         seen.append((name, name in self.done))
         return once(self, name, work)
 
-    monkeypatch.setattr(Ledger, "once", noted)
+    monkeypatch.setattr(BestFound, "cached_step", noted)
     arguments = ["audit_mine:net", *PLAIN, "--seed", 78]
     run(*arguments, code=130)
     first = [name for name, _ in seen]

@@ -19,10 +19,10 @@ from brittle.auditing import Audit, audit, usual_eps
 from brittle.auditing.best_found import Norm
 from brittle.auditing.checks import check, monotone, worth_of
 from brittle.auditing.gradients import Gradients, look_at
-from brittle.auditing.sanity import look_in
-from brittle.auditing.suite import Ledger, Step
+from brittle.auditing.sanity import sanity_check
+from brittle.auditing.suite import BestFound, Step
 from brittle.auditing.verdict import compared, decide, named
-from brittle.auditing.wrappers import Averaged, Logged, Scaled, StraightThrough, works
+from brittle.auditing.wrappers import BPDA, EOT, LogProbabilities, Scaled, works
 from brittle.data import Split
 from brittle.errors import InputError
 from brittle.measures import Share, paired
@@ -56,7 +56,7 @@ def split_of(model: nn.Module, rows: int = 40) -> Split:
 def test_the_door_sees_probabilities_randomness_16_bits_and_training_mode():
     plain = convnet(gain=3)
     split = split_of(plain)
-    door = look_in(plain.eval(), split)
+    door = sanity_check(plain.eval(), split)
     assert (door.classes, door.deterministic, door.probabilities, door.half, door.training) == (
         4,
         True,
@@ -65,13 +65,13 @@ def test_the_door_sees_probabilities_randomness_16_bits_and_training_mode():
         False,
     )
     assert door.accuracy == Share(40, 40)
-    assert look_in(Made(lambda x: torch.softmax(plain(x), 1)), split).probabilities
-    assert look_in(Made(lambda x: plain(x).half().float()), split).half
-    assert look_in(convnet(dropout=0.5, gain=3).train(), split).training
-    random = look_in(Made(lambda x: plain(x + torch.randn_like(x))).eval(), split)
+    assert sanity_check(Made(lambda x: torch.softmax(plain(x), 1)), split).probabilities
+    assert sanity_check(Made(lambda x: plain(x).half().float()), split).half
+    assert sanity_check(convnet(dropout=0.5, gain=3).train(), split).training
+    random = sanity_check(Made(lambda x: plain(x + torch.randn_like(x))).eval(), split)
     assert not random.deterministic
     assert 0 < random.disagreement <= 1
-    for one in (look_in(Made(lambda x: torch.softmax(plain(x), 1)), split), random):
+    for one in (sanity_check(Made(lambda x: torch.softmax(plain(x), 1)), split), random):
         assert len(one.remedies) >= 1
 
 
@@ -100,8 +100,8 @@ def test_views_keep_what_the_model_says():
     model, images = convnet(gain=3).eval(), pictures(20)
     logits = model(images)
     assert torch.allclose(Scaled(model, 10.0)(images), logits / 10)
-    assert torch.allclose(Averaged(model, 3)(images), logits, atol=1e-6)
-    undone = Logged(Made(lambda x: torch.softmax(model(x), 1)))(images)
+    assert torch.allclose(EOT(model, 3)(images), logits, atol=1e-6)
+    undone = LogProbabilities(Made(lambda x: torch.softmax(model(x), 1)))(images)
     assert torch.allclose(undone - undone[:, :1], logits - logits[:, :1], atol=1e-4)
 
 
@@ -119,7 +119,7 @@ def test_views_keep_what_the_model_says():
 )
 def test_walls_are_passed_with_the_same_outputs_and_a_gradient_everywhere(wall: Callable[[Tensor], Tensor]):
     model, images = convnet(gain=3).eval(), pictures(10).requires_grad_(True)
-    view = StraightThrough(Made(lambda x: model(wall(x))))
+    view = BPDA(Made(lambda x: model(wall(x))))
     logits = view(images)
     assert torch.equal(logits, model(wall(images.detach())))
     (gradient,) = torch.autograd.grad(logits[:, 0].sum(), images)
@@ -129,7 +129,7 @@ def test_walls_are_passed_with_the_same_outputs_and_a_gradient_everywhere(wall: 
 
 def test_an_argmax_made_one_hot_is_passed():
     model, images = convnet(gain=3).eval(), pictures(10).requires_grad_(True)
-    view = StraightThrough(Made(lambda x: F.one_hot(model(x).argmax(1), 4).float() * 10))
+    view = BPDA(Made(lambda x: F.one_hot(model(x).argmax(1), 4).float() * 10))
     logits = view(images)
     assert set(logits.unique().tolist()) == {0.0, 10.0}
     (gradient,) = torch.autograd.grad(logits[:, 0].sum(), images)
@@ -193,7 +193,7 @@ def ruled(
     seen = {"accuracy": Share(clean, total), "chance": 0.1, **door}
     rows = torch.arange(total)
     return decide(
-        door=dataclasses.replace(look_in(plain, split_of(plain)), **seen),
+        door=dataclasses.replace(sanity_check(plain, split_of(plain)), **seen),
         steps=steps((None, common / total), ("budget", left / total)),
         common=Share(common, total),
         left=Share(left, total),
@@ -321,17 +321,17 @@ def test_the_ledger_keeps_the_smallest_change_that_fools_the_model_itself():
     model = convnet(gain=3).eval()
     split = split_of(model, 4)
     wrong = Split(split.images, torch.cat([(split.labels[:1] + 1) % 4, split.labels[1:]]))
-    ledger = Ledger(model, wrong.images, wrong.labels, "linf", True)
-    assert ledger.size[0] == 0
-    assert ledger.left(0.5) == 0.75
+    best_found = BestFound(model, wrong.images, wrong.labels, "linf", True)
+    assert best_found.size[0] == 0
+    assert best_found.left(0.5) == 0.75
     rows = torch.tensor([1, 2])
-    assert not ledger.offer("nothing", wrong.images[rows], rows).any()
+    assert not best_found.record("nothing", wrong.images[rows], rows).any()
     others = torch.stack(
         [next(x for x in pictures(50, seed=9) if model(x[None]).argmax() != split.labels[r]) for r in rows]
     )
-    assert ledger.offer("another image", others, rows).all()
-    assert ledger.by == ["no change", "another image", "another image", ""]
-    assert torch.allclose(ledger.size[rows], (others - wrong.images[rows]).abs().flatten(1).amax(1).double())
+    assert best_found.record("another image", others, rows).all()
+    assert best_found.by == ["no change", "another image", "another image", ""]
+    assert torch.allclose(best_found.size[rows], (others - wrong.images[rows]).abs().flatten(1).amax(1).double())
 
 
 # The whole ------------------------------------------------------------------------------------------------------------
@@ -415,11 +415,11 @@ class Stays(nn.Module):
 def test_batch_normalisation_that_stays_in_training_mode_is_told_of():
     model = Stays().eval()
     images = pictures(40)
-    door = look_in(model, Split(images, predicted(model, images)))
+    door = sanity_check(model, Split(images, predicted(model, images)))
     assert door.updates
     assert not door.independent
     assert any("changes its own buffers" in one for one in door.remedies)
-    assert not look_in(convnet(gain=3).eval(), split_of(convnet(gain=3))).updates
+    assert not sanity_check(convnet(gain=3).eval(), split_of(convnet(gain=3))).updates
 
 
 def test_an_answer_of_nan_is_no_error_and_is_told_of():

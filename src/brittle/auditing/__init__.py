@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from brittle.attacks.result import logits_in_batches
 from brittle.auditing import checks
-from brittle.auditing.best_found import Ledger, Norm, within
+from brittle.auditing.best_found import BestFound, Norm, within
 from brittle.auditing.checks import Check
 from brittle.auditing.gradients import Gradients
-from brittle.auditing.sanity import Door, check_outputs, look_in
-from brittle.auditing.suite import BUDGETS, Battery, Step, median_lead
+from brittle.auditing.sanity import ModelFacts, check_outputs, sanity_check
+from brittle.auditing.suite import BUDGETS, Step, Suite, median_lead
 from brittle.auditing.verdict import CAUSES, Verdict, compared, decide, interval
 from brittle.auditing.wrappers import Scaled
 from brittle.data import Data, Split, as_split
@@ -31,7 +31,8 @@ from brittle.measures import Paired, Share, accuracy, paired, share
 from brittle.models.networks import frozen, logits_of, seeded
 from brittle.progress import Progress, barred, silent
 
-__all__ = ["CAUSES", "Audit", "Check", "Curve", "Door", "Gradients", "Picture", "Step", "Verdict", "audit", "usual_eps"]
+__all__ = ["CAUSES", "Audit", "Check", "Curve", "Gradients", "ModelFacts", "Picture", "Step", "Verdict", "audit"]
+__all__ += ["usual_eps"]
 
 NORMS = get_args(Norm)
 TURNS = 32  # attacks that progress is told of, about
@@ -115,7 +116,7 @@ class Audit:
     chosen: str
     budget: str
     seed: int
-    door: Door
+    door: ModelFacts
     common: Share
     left: Share
     reference: Share | None
@@ -224,27 +225,27 @@ def audit(
     eps = usual if eps is None else float(eps)
     with seeded(seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the model's outputs look like probabilities")  # the door says it once
-        door = look_in(model, split)
+        door = sanity_check(model, split)
         reference, door = _useful(reference, door, split)
         plan = BUDGETS[budget]
         request = f"{eps} {budget} {reference is not None}"
-        ledger = Ledger(model, split.images, split.labels, norm, door.deterministic, seed, checkpoint, request)
+        best_found = BestFound(model, split.images, split.labels, norm, door.deterministic, seed, checkpoint, request)
         done = itertools.count()
 
         def tell(name: str, left: float) -> None:
             progress(min(next(done), TURNS - 1), TURNS, f"{name}, {left:.1%} left")
 
-        battery = Battery(model, door, ledger, norm, eps, plan, reference, seed, tell)
-        battery.fire()
-        common = Share(round(battery.steps[0].left * len(split)), len(split))
-        made, gradients, curves, undefended = (_l0_checks if norm == "l0" else _all_checks)(battery)
-        battery.note_the_rest()
-        right = ledger.right(eps)
+        suite = Suite(model, door, best_found, norm, eps, plan, reference, seed, tell)
+        suite.run_all()
+        common = Share(round(suite.steps[0].left * len(split)), len(split))
+        made, gradients, curves, undefended = (_l0_checks if norm == "l0" else _all_checks)(suite)
+        suite.note_the_rest()
+        right = best_found.right(eps)
         left = share(right)
         beside = None if undefended is None else paired(right, undefended)
         verdict = decide(
             door=door,
-            steps=battery.steps,
+            steps=suite.steps,
             common=common,
             left=left,
             beside=beside,
@@ -254,7 +255,7 @@ def audit(
             eps=eps,
             usual=usual,
         )
-        pictures = _pictures(battery)
+        pictures = _pictures(suite)
     progress(TURNS, TURNS, verdict.kind)
     return Audit(
         verdict=verdict,
@@ -269,7 +270,7 @@ def audit(
         left=left,
         reference=None if undefended is None else share(undefended),
         beside=beside,
-        steps=tuple(battery.steps),
+        steps=tuple(suite.steps),
         curves=tuple(curves),
         checks=tuple(made),
         gradients=gradients,
@@ -317,7 +318,7 @@ def _chosen(model: nn.Module, given: Any, rows: int) -> tuple[str, Split]:
     return chosen, split.to(device)
 
 
-def _useful(reference: nn.Module | None, door: Door, split: Split) -> tuple[nn.Module | None, Door]:
+def _useful(reference: nn.Module | None, door: ModelFacts, split: Split) -> tuple[nn.Module | None, ModelFacts]:
     """The reference, unless it has not learned: then none, and the door says so."""
     if reference is None:
         return None, door
@@ -329,104 +330,104 @@ def _useful(reference: nn.Module | None, door: Door, split: Split) -> tuple[nn.M
     return None, replace(door, remedies=(*door.remedies, said))
 
 
-def _all_checks(battery: Battery) -> tuple[list[Check], Gradients, list[Curve], Tensor | None]:
+def _all_checks(suite: Suite) -> tuple[list[Check], Gradients, list[Curve], Tensor | None]:
     """The checks in L-infinity and L2, the curves, and the images that the reference has right under attack."""
-    door = battery.door
-    gradients = battery.gradients
+    door = suite.door
+    gradients = suite.gradients
     made = [checks.accuracy(door), checks.determinism(door), checks.alone(door), checks.outputs(door)]
-    way = checks.trace(battery)
-    made += [checks.finite(battery), checks.converged(battery), checks.settled(way), checks.silent_success(way)]
-    made += [checks.one_step(battery), checks.black_box(battery), checks.binarization(battery)]
-    worth = (
-        checks.mending(battery.steps, cause) for cause in ("stochastic", "scale", "precision", "loss", "shattered")
-    )
+    way = checks.trace(suite)
+    made += [checks.finite(suite), checks.converged(suite), checks.settled(way), checks.silent_success(way)]
+    made += [checks.one_step(suite), checks.black_box(suite), checks.binarization(suite)]
+    worth = (checks.mending(suite.steps, cause) for cause in ("stochastic", "scale", "precision", "loss", "shattered"))
     made += [one for one in worth if one is not None]
     made += [checks.vanishing(gradients), checks.blocked(gradients), checks.foretelling(gradients)]
     made += [checks.repeatable(gradients)]
-    grid, most, grey = _grid(battery)
-    asked = tuple(one for one in grid if one == battery.eps or one != grey)  # grey images are `large_eps`'s question
-    curves = [_common_curve(battery, asked), _whole_curve(battery, grid)]
+    grid, most, grey = _grid(suite)
+    asked = tuple(one for one in grid if one == suite.eps or one != grey)  # grey images are `large_eps`'s question
+    curves = [_common_curve(suite, asked), _whole_curve(suite, grid)]
     left = dict(zip(grid, curves[1].left, strict=True))
     made += [checks.monotone(list(curves[0].left)), checks.unbounded(left[most])]
     made.append(checks.large_eps(left[grey], door, grey))
-    if (rounded := checks.rounding(battery)) is not None:
+    if (rounded := checks.rounding(suite)) is not None:
         made.append(rounded)
     undefended = None
-    if battery.reference is not None:
-        undefended, curve = _reference(battery, battery.reference, grid)
+    if suite.reference is not None:
+        undefended, curve = _reference(suite, suite.reference, grid)
         curves.append(curve)
     return made, gradients, curves, undefended
 
 
-def _l0_checks(battery: Battery) -> tuple[list[Check], None, list[Curve], Tensor | None]:
+def _l0_checks(suite: Suite) -> tuple[list[Check], None, list[Curve], Tensor | None]:
     """The checks in L0, and one curve."""
-    door, ledger = battery.door, battery.ledger
+    door, best_found = suite.door, suite.best_found
     made = [checks.accuracy(door), checks.determinism(door), checks.alone(door), checks.outputs(door)]
-    made.append(checks.finite(battery))
-    worth = (checks.mending(battery.steps, cause) for cause in ("scale", "shattered"))
+    made.append(checks.finite(suite))
+    worth = (checks.mending(suite.steps, cause) for cause in ("scale", "shattered"))
     made += [one for one in worth if one is not None]
-    pixels = ledger.images[0, 0].numel()
-    made += [checks.unbounded(ledger.left(pixels)), checks.pixels_alone()]
-    grid = sorted({1.0, 2.0, 5.0, battery.eps, 2 * battery.eps, 5 * battery.eps, float(pixels)})
-    left = tuple(ledger.left(eps) for eps in grid)
-    return made, None, [Curve("all attacks", tuple(grid), left, len(ledger.labels))], None
+    pixels = best_found.images[0, 0].numel()
+    made += [checks.unbounded(best_found.left(pixels)), checks.pixels_alone()]
+    grid = sorted({1.0, 2.0, 5.0, suite.eps, 2 * suite.eps, 5 * suite.eps, float(pixels)})
+    left = tuple(best_found.left(eps) for eps in grid)
+    return made, None, [Curve("all attacks", tuple(grid), left, len(best_found.labels))], None
 
 
-def _grid(battery: Battery) -> tuple[tuple[float, ...], float, float]:
+def _grid(suite: Suite) -> tuple[tuple[float, ...], float, float]:
     """The bounds of the curves; the largest that means anything; and the least at which every image can be grey."""
-    eps, values = battery.eps, battery.ledger.images[0].numel()
-    most, grey = (1.0, 0.5) if battery.norm == "linf" else (math.sqrt(values), math.sqrt(values) / 2)
-    factors = (1 / 2, 1, 2) if battery.budget.probe else (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
+    eps, values = suite.eps, suite.best_found.images[0].numel()
+    most, grey = (1.0, 0.5) if suite.norm == "linf" else (math.sqrt(values), math.sqrt(values) / 2)
+    factors = (1 / 2, 1, 2) if suite.budget.probe else (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
     wanted = {*(eps * factor for factor in factors), grey, most}
     return tuple(sorted(one for one in wanted if one <= most)), most, grey
 
 
-def _common_curve(battery: Battery, grid: tuple[float, ...]) -> Curve:
+def _common_curve(suite: Suite, grid: tuple[float, ...]) -> Curve:
     """The baseline attack at every eps; at the audit's, as the first step has it."""
-    ledger = battery.ledger
-    rows = (ledger.size > 0).nonzero().flatten()
+    best_found = suite.best_found
+    rows = (best_found.size > 0).nonzero().flatten()
 
     def right(eps: float) -> float:
         if not len(rows):
             return 0.0
-        found = battery.common(eps)(ledger.images[rows], ledger.labels[rows]).adversarial
-        fooled = ledger.offer("PGD on cross entropy in float32", found, rows)
-        fooled &= ledger.sizes_of(found, rows) <= within(eps)
-        return int((~fooled).sum()) / len(ledger.labels)
+        found = suite.common(eps)(best_found.images[rows], best_found.labels[rows]).adversarial
+        fooled = best_found.record("PGD on cross entropy in float32", found, rows)
+        fooled &= best_found.sizes_of(found, rows) <= within(eps)
+        return int((~fooled).sum()) / len(best_found.labels)
 
     left = [
-        battery.steps[0].left
-        if eps == battery.eps
-        else battery.once(f"baseline attack at {eps:.3g}", partial(right, eps))
+        suite.steps[0].left
+        if eps == suite.eps
+        else suite.cached_step(f"baseline attack at {eps:.3g}", partial(right, eps))
         for eps in grid
     ]
-    return Curve("baseline attack", grid, tuple(left), len(ledger.labels))
+    return Curve("baseline attack", grid, tuple(left), len(best_found.labels))
 
 
-def _whole_curve(battery: Battery, grid: tuple[float, ...]) -> Curve:
+def _whole_curve(suite: Suite, grid: tuple[float, ...]) -> Curve:
     """Accuracy under all attacks: from eps down for the images that were fooled, and up for those that were not."""
-    ledger = battery.ledger
-    down = [eps for eps in reversed(grid) if eps < battery.eps]
-    up = [eps for eps in grid if eps > battery.eps]
+    best_found = suite.best_found
+    down = [eps for eps in reversed(grid) if eps < suite.eps]
+    up = [eps for eps in grid if eps > suite.eps]
 
     def walked(eps: float) -> None:
-        fell = (ledger.size > eps) & (ledger.size.isfinite() if eps < battery.eps else True)
+        fell = (best_found.size > eps) & (best_found.size.isfinite() if eps < suite.eps else True)
         rows = fell.nonzero().flatten()
         if len(rows):
-            attack = battery.walk(battery.best, "margin", eps=eps, decay=True, step_size=eps / 4)
-            ledger.offer("PGD on the margin", attack(ledger.images[rows], ledger.labels[rows]).adversarial, rows)
+            attack = suite.walk(suite.best, "margin", eps=eps, decay=True, step_size=eps / 4)
+            best_found.record(
+                "PGD on the margin", attack(best_found.images[rows], best_found.labels[rows]).adversarial, rows
+            )
 
     for eps in down + up:
-        battery.once(f"margin at {eps:.3g}", partial(walked, eps))
-    return Curve("all attacks", grid, tuple(ledger.left(eps) for eps in grid), len(ledger.labels))
+        suite.cached_step(f"margin at {eps:.3g}", partial(walked, eps))
+    return Curve("all attacks", grid, tuple(best_found.left(eps) for eps in grid), len(best_found.labels))
 
 
-def _reference(battery: Battery, reference: nn.Module, grid: tuple[float, ...]) -> tuple[Tensor, Curve]:
+def _reference(suite: Suite, reference: nn.Module, grid: tuple[float, ...]) -> tuple[Tensor, Curve]:
     """(N,) bool: what an undefended network has right at the audit's eps; and the curve.
 
     Its logits are brought to scale and the margin is followed, from one eps to the next larger on what is still right.
     """
-    images, labels = battery.ledger.images, battery.ledger.labels
+    images, labels = suite.best_found.images, suite.best_found.labels
     view = Scaled(reference, median_lead(reference, images))
     right, at, left = torch.ones_like(labels, dtype=torch.bool), torch.zeros_like(labels, dtype=torch.bool), []
 
@@ -434,33 +435,33 @@ def _reference(battery: Battery, reference: nn.Module, grid: tuple[float, ...]) 
         rows = right.nonzero().flatten()
         if not len(rows):
             return []
-        attack = battery.walk(view, "margin", eps=eps, step_size=eps / 4, decay=True, keep="best")
+        attack = suite.walk(view, "margin", eps=eps, step_size=eps / 4, decay=True, keep="best")
         return rows[attack(images[rows], labels[rows]).success].tolist()
 
     for eps in grid:
-        right[battery.once(f"the reference at {eps:.3g}", partial(fooled, eps))] = False
+        right[suite.cached_step(f"the reference at {eps:.3g}", partial(fooled, eps))] = False
         left.append(int(right.sum()) / len(labels))
-        at = right.clone() if eps == battery.eps else at
+        at = right.clone() if eps == suite.eps else at
     return at, Curve("undefended reference", grid, tuple(left), len(labels))
 
 
-def _pictures(battery: Battery, count: int = 8) -> tuple[Picture, ...]:
-    ledger = battery.ledger
-    rows = ((ledger.size > 0) & ledger.size.isfinite()).nonzero().flatten()[:count]
+def _pictures(suite: Suite, count: int = 8) -> tuple[Picture, ...]:
+    best_found = suite.best_found
+    rows = ((best_found.size > 0) & best_found.size.isfinite()).nonzero().flatten()[:count]
     if not len(rows):
         return ()
-    with frozen(battery.model), torch.no_grad():
-        predicted = logits_of(battery.model, ledger.adversarial[rows]).argmax(1)
+    with frozen(suite.model), torch.no_grad():
+        predicted = logits_of(suite.model, best_found.adversarial[rows]).argmax(1)
     return tuple(
         Picture(
             row=row,
-            label=int(ledger.labels[row]),
+            label=int(best_found.labels[row]),
             prediction=prediction,
-            size=ledger.size[row].item(),
-            attack=ledger.by[row],
-            minimal=bool(ledger.minimal[row]),
-            clean=ledger.images[row].cpu(),
-            adversarial=ledger.adversarial[row].cpu(),
+            size=best_found.size[row].item(),
+            attack=best_found.by[row],
+            minimal=bool(best_found.minimal[row]),
+            clean=best_found.images[row].cpu(),
+            adversarial=best_found.adversarial[row].cpu(),
         )
         for row, prediction in zip(rows.tolist(), predicted.tolist(), strict=True)
     )

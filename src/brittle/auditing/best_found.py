@@ -1,4 +1,4 @@
-"""Of every row the smallest change that is known to fool the model; and what is done, for an audit that is killed."""
+"""The smallest successful perturbation of each image, and the checkpoint from which an interrupted audit resumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def within(eps: float) -> float:
 
 
 @dataclass
-class Ledger:
+class BestFound:
     """Of every row the smallest change known to fool the model, in the audit's norm.
 
     Attributes:
@@ -72,7 +72,7 @@ class Ledger:
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
 
-    def once(self, name: str, work: Callable[[], T]) -> T:
+    def cached_step(self, name: str, work: Callable[[], T]) -> T:
         """What `work` gives, as JSON takes it; where an audit that was killed has done it, what it gave then.
 
         Its random numbers come from its name and the audit's seed alone, so that they are the same after a kill.
@@ -143,7 +143,7 @@ class Ledger:
             return (change != 0).any(1).sum(1).double()
         return torch.linalg.vector_norm(change.double(), ord=SIZES[self.norm], dim=(1, 2))
 
-    def offer(self, name: str, images: Tensor, rows: Tensor, *, minimal: bool = False) -> Tensor:
+    def record(self, name: str, images: Tensor, rows: Tensor, *, minimal: bool = False) -> Tensor:
         """Takes the images (n, C, H, W) that fool the model with less than is known; (n,) bool: those that fool it.
 
         `minimal` says that they come from an attack that looks for the smallest perturbation.

@@ -19,8 +19,8 @@ from brittle.attacks.pgd import Ball, Objective, fading, pgd
 from brittle.attacks.result import frozen
 from brittle.attacks.streams import Streams
 from brittle.auditing.gradients import MATERIAL, Gradients, gradient_of
-from brittle.auditing.sanity import Door
-from brittle.auditing.suite import Battery, Step
+from brittle.auditing.sanity import ModelFacts
+from brittle.auditing.suite import Step, Suite
 from brittle.models.networks import seeded
 
 ROWS = 200  # looked at where every row would add little
@@ -77,7 +77,7 @@ def check(
 # At the door ----------------------------------------------------------------------------------------------------------
 
 
-def accuracy(door: Door) -> Check:
+def accuracy(door: ModelFacts) -> Check:
     """Whether the model has learned anything: an untrained one has nothing to lose."""
     return check(
         "accuracy",
@@ -90,7 +90,7 @@ def accuracy(door: Door) -> Check:
     )
 
 
-def determinism(door: Door) -> Check:
+def determinism(door: ModelFacts) -> Check:
     """Whether five runs agree."""
     said = "agree" if door.deterministic else f"differ, in {door.disagreement:.1%} of the predictions"
     return check(
@@ -104,7 +104,7 @@ def determinism(door: Door) -> Check:
     )
 
 
-def alone(door: Door) -> Check:
+def alone(door: ModelFacts) -> Check:
     """Whether an image alone gets the answer that it gets in a batch."""
     said = "the same as in a batch" if door.independent else f"up to {door.neighbours:.0%} off what it is in a batch"
     return check(
@@ -118,24 +118,24 @@ def alone(door: Door) -> Check:
     )
 
 
-def finite(battery: Battery) -> Check:
+def finite(suite: Suite) -> Check:
     """Whether the model's answers are numbers near the clean images too: the corners of the ball, and what was tried.
 
     An answer of NaN is no error of the model, but it hides the model from whatever follows its answers.
     """
-    ledger = battery.ledger
+    best_found = suite.best_found
 
     def met() -> int:
-        images, eps = ledger.images[:ROWS], battery.eps
+        images, eps = best_found.images[:ROWS], suite.eps
         values, pixels = images[0].numel(), images[0, 0].numel()
-        change = torch.randn_like(images).sign() * {"linf": eps, "l2": eps / math.sqrt(values), "l0": 1}[battery.norm]
-        if battery.norm == "l0":
+        change = torch.randn_like(images).sign() * {"linf": eps, "l2": eps / math.sqrt(values), "l0": 1}[suite.norm]
+        if suite.norm == "l0":
             change *= torch.rand_like(images[:, :1]) < eps / pixels
         for sign in (1, -1):
-            ledger.fooled((images + sign * change).clamp(0, 1), torch.arange(len(images), device=images.device))
-        return int(ledger.unfit.sum())
+            best_found.fooled((images + sign * change).clamp(0, 1), torch.arange(len(images), device=images.device))
+        return int(best_found.unfit.sum())
 
-    share = battery.once("finite outputs", met) / len(ledger.labels)
+    share = suite.cached_step("finite outputs", met) / len(best_found.labels)
     return check(
         "finite outputs",
         share,
@@ -148,7 +148,7 @@ def finite(battery: Battery) -> Check:
     )
 
 
-def outputs(door: Door) -> Check:
+def outputs(door: ModelFacts) -> Check:
     """Whether the model returns logits."""
     said = "probabilities, of which a loss takes the softmax again" if door.probabilities else "logits"
     return check(
@@ -263,12 +263,12 @@ def repeatable(found: Gradients) -> Check:
 # Budget ---------------------------------------------------------------------------------------------------------------
 
 
-def converged(battery: Battery) -> Check:
+def converged(suite: Suite) -> Check:
     """Whether twice the steps, from other starts, find more."""
-    steps, restarts = 2 * battery.budget.strong, max(2, battery.budget.restarts)
-    settings = {"decay": True, "steps": steps, "step_size": battery.eps / 4, "restarts": restarts}
-    step = battery.run("twice the steps", battery.walk(battery.best, "margin", seed=3, **settings), mends="budget")
-    gain = step.broken / len(battery.ledger.labels)
+    steps, restarts = 2 * suite.budget.strong, max(2, suite.budget.restarts)
+    settings = {"decay": True, "steps": steps, "step_size": suite.eps / 4, "restarts": restarts}
+    step = suite.run("twice the steps", suite.walk(suite.best, "margin", seed=3, **settings), mends="budget")
+    gain = step.broken / len(suite.best_found.labels)
     return check(
         "twice the budget",
         gain,
@@ -310,30 +310,30 @@ def silent_success(way: Tensor) -> Check:
     )
 
 
-def trace(battery: Battery) -> Tensor:
+def trace(suite: Suite) -> Tensor:
     """(S + 1, n): the margin on the way of a walk with decaying steps, from images that the model gets right."""
-    rows = (battery.ledger.size > 0).nonzero().flatten()[: ROWS // 2]
-    clean, labels, steps = battery.ledger.images[rows], battery.ledger.labels[rows], battery.budget.steps
-    ball = Ball(clean, battery.ball, battery.eps)
+    rows = (suite.best_found.size > 0).nonzero().flatten()[: ROWS // 2]
+    clean, labels, steps = suite.best_found.images[rows], suite.best_found.labels[rows], suite.budget.steps
+    ball = Ball(clean, suite.ball, suite.eps)
     aim, every = Objective(labels, None), torch.arange(len(rows), device=rows.device)
     points, way = clean, []
-    with seeded(battery.seed):
+    with seeded(suite.seed):
         for step in range(steps + 1):
-            gradient, logits = gradient_of(battery.best, points, labels, "margin")
+            gradient, logits = gradient_of(suite.best, points, labels, "margin")
             way.append(aim.falls(logits, every))
-            points = ball.into(points - ball.step(gradient, fading(step, steps) * battery.eps / 4), every)
+            points = ball.into(points - ball.step(gradient, fading(step, steps) * suite.eps / 4), every)
     walked = torch.stack(way)
     finite = walked.isfinite().all(0)  # where the model answers NaN, there is no margin to look at
-    battery.ledger.unfit[rows[~finite]] = True
+    suite.best_found.unfit[rows[~finite]] = True
     return walked[:, finite]
 
 
 # Ordering -------------------------------------------------------------------------------------------------------------
 
 
-def one_step(battery: Battery) -> Check:
+def one_step(suite: Suite) -> Check:
     """Whether one step finds what many have not."""
-    gain = sum(step.broken for step in battery.steps if step.name == "FGSM") / len(battery.ledger.labels)
+    gain = sum(step.broken for step in suite.steps if step.name == "FGSM") / len(suite.best_found.labels)
     return check(
         "many steps against one",
         gain,
@@ -345,20 +345,22 @@ def one_step(battery: Battery) -> Check:
     )
 
 
-def black_box(battery: Battery) -> Check:
+def black_box(suite: Suite) -> Check:
     """Whether attacks without gradients find what those with gradients cannot."""
-    ledger = battery.ledger
+    best_found = suite.best_found
 
     def unexplained() -> int:
-        only = [i for i, name in enumerate(ledger.by) if name in WITHOUT_GRADIENTS and ledger.size[i] <= battery.eps]
+        only = [
+            i for i, name in enumerate(best_found.by) if name in WITHOUT_GRADIENTS and best_found.size[i] <= suite.eps
+        ]
         if not only:
             return 0
-        rows = torch.tensor(only, device=ledger.labels.device)
-        settings = {"decay": True, "steps": battery.budget.strong, "step_size": battery.eps / 4, "restarts": 2}
-        found = battery.walk(battery.best, "margin", seed=4, **settings)(ledger.images[rows], ledger.labels[rows])
-        return int((~ledger.fooled(found.adversarial, rows)).sum())
+        rows = torch.tensor(only, device=best_found.labels.device)
+        settings = {"decay": True, "steps": suite.budget.strong, "step_size": suite.eps / 4, "restarts": 2}
+        found = suite.walk(suite.best, "margin", seed=4, **settings)(best_found.images[rows], best_found.labels[rows])
+        return int((~best_found.fooled(found.adversarial, rows)).sum())
 
-    gap = battery.once("gradients where squares found more", unexplained) / len(ledger.labels)
+    gap = suite.cached_step("gradients where squares found more", unexplained) / len(best_found.labels)
     return check(
         "with gradients against without",
         gap,
@@ -397,7 +399,7 @@ def unbounded(left: float) -> Check:
     )
 
 
-def large_eps(left: float, door: Door, eps: float) -> Check:
+def large_eps(left: float, door: ModelFacts, eps: float) -> Check:
     """Whether a change that can wipe out every image leaves no more than chance."""
     return check(
         "a bound that allows a grey image",
@@ -426,41 +428,41 @@ def pixels_alone() -> Check:
 # Binarization ---------------------------------------------------------------------------------------------------------
 
 
-def binarization(battery: Battery, *, rows: int = 16) -> Check:
+def binarization(suite: Suite, *, rows: int = 16) -> Check:
     """Whether the walk finds an adversarial image that exists by construction.
 
     A linear readout of the model's last features is made to tell one point on the border of the ball from 200 points
     within half its radius; an attack from the image must cross what lies between. Zimmermann et al. 2022, section 3,
-    with fewer points. The walk begins anew where it gets stuck, as the battery's walks together do: a single one misses
-    one in eight on an adversarially trained network of MNIST.
+    with fewer points. The walk has several starts, as the walks of the suite have together: a single one misses one in
+    eight on an adversarially trained network of MNIST.
     """
-    ledger = battery.ledger
-    chosen = (ledger.size > 0).nonzero().flatten()[:rows]
+    best_found = suite.best_found
+    chosen = (best_found.size > 0).nonzero().flatten()[:rows]
 
     def solved() -> tuple[int, int]:
         made = hit = 0
-        with _tapped(battery.view) as features, frozen(battery.view):
+        with _tapped(suite.view) as features, frozen(suite.view):
             for row in chosen.tolist():
-                readout = _readout(battery, features, ledger.images[row : row + 1])
+                readout = _readout(suite, features, best_found.images[row : row + 1])
                 if readout is None:
                     continue
                 found = pgd(
                     readout,
-                    ledger.images[row : row + 1],
-                    torch.zeros(1, dtype=torch.int64, device=ledger.labels.device),
-                    norm=battery.ball,
-                    eps=battery.eps,
+                    best_found.images[row : row + 1],
+                    torch.zeros(1, dtype=torch.int64, device=best_found.labels.device),
+                    norm=suite.ball,
+                    eps=suite.eps,
                     loss="margin",
                     decay=True,
-                    step_size=battery.eps / 4,
-                    steps=battery.budget.strong,
-                    restarts=max(STARTS, battery.budget.restarts),
-                    seed=battery.seed,
+                    step_size=suite.eps / 4,
+                    steps=suite.budget.strong,
+                    restarts=max(STARTS, suite.budget.restarts),
+                    seed=suite.seed,
                 )
                 made, hit = made + 1, hit + int(found.success.item())
         return made, hit
 
-    made, hit = battery.once("binarization", solved)
+    made, hit = suite.cached_step("binarization", solved)
     share = hit / made if made else math.nan
     return check(
         "binarization",
@@ -485,15 +487,15 @@ class _Readout(nn.Module):
         return torch.stack([torch.zeros_like(said), said], 1)
 
 
-def _readout(battery: Battery, features: Callable[[Tensor], Tensor], image: Tensor) -> nn.Module | None:
+def _readout(suite: Suite, features: Callable[[Tensor], Tensor], image: Tensor) -> nn.Module | None:
     """The two-class problem around one image (1, C, H, W); None where a linear readout cannot tell the points apart."""
-    norm = battery.ball
-    random = torch.Generator(image.device).manual_seed(battery.seed)
-    each = Streams.numbered(200, battery.seed, image.device)
-    inner = Ball(image.expand(200, -1, -1, -1), norm, battery.eps / 2).draw(each, 0)
+    norm = suite.ball
+    random = torch.Generator(image.device).manual_seed(suite.seed)
+    each = Streams.numbered(200, suite.seed, image.device)
+    inner = Ball(image.expand(200, -1, -1, -1), norm, suite.eps / 2).draw(each, 0)
     drawn = torch.randn(image.shape, generator=random, device=image.device)
-    border = Ball(image, norm, battery.eps).into(
-        image + (battery.eps * drawn.sign() if norm == "linf" else battery.eps * drawn / drawn.norm()),
+    border = Ball(image, norm, suite.eps).into(
+        image + (suite.eps * drawn.sign() if norm == "linf" else suite.eps * drawn / drawn.norm()),
         torch.zeros(1, dtype=torch.int64, device=image.device),
     )
     with torch.no_grad():
@@ -538,15 +540,15 @@ def _tapped(view: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
 # What survives rounding -----------------------------------------------------------------------------------------------
 
 
-def rounding(battery: Battery) -> Check | None:
+def rounding(suite: Suite) -> Check | None:
     """How many of the images found are still adversarial as 8-bit files; None if none was found."""
-    ledger = battery.ledger
+    best_found = suite.best_found
 
     def survivors() -> tuple[int, int]:
-        rows = ((ledger.size > 0) & ~ledger.right(battery.eps)).nonzero().flatten()
-        return len(rows), int(ledger.fooled((ledger.adversarial[rows] * 255).round() / 255, rows).sum())
+        rows = ((best_found.size > 0) & ~best_found.right(suite.eps)).nonzero().flatten()
+        return len(rows), int(best_found.fooled((best_found.adversarial[rows] * 255).round() / 255, rows).sum())
 
-    found, kept = battery.once("8-bit images", survivors)
+    found, kept = suite.cached_step("8-bit images", survivors)
     if not found:
         return None
     share = kept / found

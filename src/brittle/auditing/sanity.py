@@ -1,4 +1,4 @@
-"""What an audit asks of a model before it attacks it, and what it does about the answers."""
+"""Sanity checks of a model before it is attacked: what it answers, how accurately, and whether twice the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALONE = 16  # images that are compared alone and in a batch
 
 
 @dataclass(frozen=True)
-class Door:
+class ModelFacts:
     """What was found.
 
     Attributes:
@@ -61,7 +61,7 @@ class Door:
         return self.neighbours <= 0.01
 
 
-def look_in(model: nn.Module, split: Split) -> Door:
+def sanity_check(model: nn.Module, split: Split) -> ModelFacts:
     """Runs the model on the clean images, five times on some of them.
 
     Raises:
@@ -90,7 +90,7 @@ def look_in(model: nn.Module, split: Split) -> Door:
     top = logits.topk(2, 1).values
     chance = torch.bincount(labels).max().item() / len(labels)
     half = any(torch.equal(logits, logits.to(kind).to(logits.dtype)) for kind in (torch.float16, torch.bfloat16))
-    door = Door(
+    door = ModelFacts(
         classes=logits.shape[1],
         accuracy=accuracy(logits, labels),
         chance=chance,
@@ -104,7 +104,7 @@ def look_in(model: nn.Module, split: Split) -> Door:
         updates=updates,
         remedies=(),
     )
-    return Door(**{**vars(door), "remedies": tuple(_remedies(door, labels))})
+    return ModelFacts(**{**vars(door), "remedies": tuple(_remedies(door, labels))})
 
 
 def _check_images(images: Tensor, labels: Tensor) -> None:
@@ -148,7 +148,7 @@ def check_outputs(name: str, model: nn.Module, images: Tensor, labels: Tensor) -
             )
 
 
-def _remedies(door: Door, labels: Tensor) -> list[str]:
+def _remedies(door: ModelFacts, labels: Tensor) -> list[str]:
     said = []
     if door.probabilities:
         said.append("The model returns probabilities: return the logits, and leave the softmax to the loss.")

@@ -1,9 +1,8 @@
-"""The attacks, cheap before dear: each takes up the rows that all before it have left.
+"""The attack suite, cheapest attack first. Each attack runs on the images that no attack before it has fooled.
 
-They come in an order that tells causes apart. First the attack that everybody runs; then the same attack with one
-thing mended at a time: randomness averaged, probabilities undone, logits brought to scale, float64, another loss,
-gradients led through what has none; then attacks without gradients; then the same at length. What a step adds is what
-its mending was worth.
+The order tells causes apart. The baseline attack comes first. Then it runs again with one fix at a time: the mean of
+many runs, log-probabilities, rescaled logits, float64, another loss, straight-through gradients. Attacks without
+gradients follow, and then the same attacks with a larger budget. What a step fools shows what its fix is worth.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from brittle.attacks.pgd import BallNorm, Loss, fgsm, pgd
 from brittle.attacks.result import BATCH, AttackResult, frozen, logits_of
 from brittle.attacks.song import song_2, song_3
 from brittle.attacks.square import noise, square
-from brittle.auditing.best_found import Ledger, Norm
+from brittle.auditing.best_found import BestFound, Norm
 from brittle.auditing.gradients import Gradients, look_at
-from brittle.auditing.sanity import Door
-from brittle.auditing.wrappers import Averaged, Logged, Scaled, StraightThrough, widened, works
+from brittle.auditing.sanity import ModelFacts
+from brittle.auditing.wrappers import BPDA, EOT, LogProbabilities, Scaled, widened, works
 from brittle.errors import InputError
 from brittle.models.networks import input_gradient
 
@@ -114,7 +113,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Battery:
+class Suite:
     """The attacks of an audit, and what became of them.
 
     Attributes:
@@ -127,8 +126,8 @@ class Battery:
     """
 
     model: nn.Module
-    door: Door
-    ledger: Ledger
+    door: ModelFacts
+    best_found: BestFound
     norm: Norm
     eps: float
     budget: Budget
@@ -144,24 +143,24 @@ class Battery:
     gradients: Gradients = field(init=False)
 
     def __post_init__(self) -> None:
-        plain = self.model if self.door.deterministic else Averaged(self.model, self.budget.samples)
+        plain = self.model if self.door.deterministic else EOT(self.model, self.budget.samples)
         self.view = plain
         if self.door.probabilities:  # float32 has lost what a saturated softmax said of the other classes
             wide = widened(plain)
-            plain = Logged(wide if wide is not None and self._works(wide) else plain)
+            plain = LogProbabilities(wide if wide is not None and self._works(wide) else plain)
         self.unscaled = plain
-        self.scale = median_lead(plain, self.ledger.images)
+        self.scale = median_lead(plain, self.best_found.images)
         self.view = Scaled(plain, self.scale)
-        passable = Scaled(StraightThrough(plain), self.scale)
+        passable = Scaled(BPDA(plain), self.scale)
         self.passable = passable if self._works(passable) else None
-        rows = (self.ledger.size > 0).nonzero().flatten()[:ROWS]
-        images, labels = self.ledger.images[rows], self.ledger.labels[rows]
+        rows = (self.best_found.size > 0).nonzero().flatten()[:ROWS]
+        images, labels = self.best_found.images[rows], self.best_found.labels[rows]
         reach = (self.eps if self.norm == "linf" else 0.3) / 30
         self.gradients = look_at(self.model, plain, self.scale, images, labels, reach=reach, seed=self.seed)
         self.best = self.passable if self.gradients.bad and self.passable is not None else self.view
 
     def _works(self, view: nn.Module) -> bool:
-        return works(view, self.view, self.ledger.images[:PROBE], deterministic=self.door.deterministic)
+        return works(view, self.view, self.best_found.images[:PROBE], deterministic=self.door.deterministic)
 
     @property
     def ball(self) -> BallNorm:
@@ -190,33 +189,33 @@ class Battery:
 
         def made() -> dict[str, Any]:
             started = time.monotonic()
-            rows = self.ledger.right(self.eps).nonzero().flatten()[:most]
+            rows = self.best_found.right(self.eps).nonzero().flatten()[:most]
             groups = [rows[:PROBE], rows[PROBE:]] if self.budget.probe and mends not in (None, "budget") else [rows]
             tried = broken = 0
             for group in groups:
                 if not len(group) or (tried and not broken):
                     break
-                found = attack(self.ledger.images[group], self.ledger.labels[group])
-                self.ledger.offer(name, found.adversarial, group, minimal=name in MINIMAL)
-                tried, broken = tried + len(group), broken + int((~self.ledger.right(self.eps)[group]).sum())
-            left = self.ledger.left(self.eps)
+                found = attack(self.best_found.images[group], self.best_found.labels[group])
+                self.best_found.record(name, found.adversarial, group, minimal=name in MINIMAL)
+                tried, broken = tried + len(group), broken + int((~self.best_found.right(self.eps)[group]).sum())
+            left = self.best_found.left(self.eps)
             return asdict(Step(name, mends, tried, broken, left, time.monotonic() - started))
 
-        self.steps.append(Step(**self.once(name, made)))
+        self.steps.append(Step(**self.cached_step(name, made)))
         return self.steps[-1]
 
     def note_the_rest(self) -> None:
         """Images that no attack at the audit's eps has fooled, but one made for the curves at another."""
-        before, left = self.steps[-1].left, self.ledger.left(self.eps)
-        total = len(self.ledger.labels)
+        before, left = self.steps[-1].left, self.best_found.left(self.eps)
+        total = len(self.best_found.labels)
         if left < before:
             tried, broken = round(before * total), round((before - left) * total)
             self.steps.append(Step("the same attacks at other eps", "budget", tried, broken, left, 0.0))
 
-    def once(self, name: str, work: Callable[[], T]) -> T:
-        """Tells of it, and does it unless an audit that was killed has; see `Ledger.once`."""
-        self.tell(name, self.ledger.left(self.eps))
-        return self.ledger.once(name, work)
+    def cached_step(self, name: str, work: Callable[[], T]) -> T:
+        """Tells of it, and does it unless an audit that was killed has; see `BestFound.once`."""
+        self.tell(name, self.best_found.left(self.eps))
+        return self.best_found.cached_step(name, work)
 
     def common(self, eps: float, keep: str = "last") -> Attack:
         """What a common library runs: cross entropy in float32, 40 steps of eps / 16, one random start, its end."""
@@ -224,7 +223,7 @@ class Battery:
             return lambda images, labels: song_3(self.model, images, labels, max_pixels=int(eps), arithmetic="float32")
         return self.walk(self.model, "cross_entropy", eps=eps, steps=40, keep=keep)
 
-    def fire(self) -> None:
+    def run_all(self) -> None:
         """All attacks, in their order."""
         plan = self._pixels() if self.norm == "l0" else self._descents()
         for name, mends, attack, most in plan:
@@ -236,7 +235,7 @@ class Battery:
         yield "PGD on cross entropy in float32", None, self.common(self.eps), None
         here: dict[str, Any] = {"random_start": False}  # another random start finds rows by luck, which is no mending
         if not self.door.deterministic:
-            averaged = Averaged(self.model, budget.samples)
+            averaged = EOT(self.model, budget.samples)
             yield "PGD on the mean of many runs", "stochastic", self.walk(averaged, "cross_entropy", **here), None
         yield "FGSM", None, lambda x, y: fgsm(self.model, x, y, **ball), None
         if self.door.probabilities:
@@ -260,7 +259,7 @@ class Battery:
         count = min(budget.rivals, self.door.classes - 1)
         towards = self.walk(best, "margin", rivals=True, restarts=count, **settled)
         yield "PGD towards each class", "budget", towards, None
-        if has_gradient(best, self.ledger.images):
+        if has_gradient(best, self.best_found.images):
             smallest = carlini_linf if norm == "linf" else carlini_l2
             yield "Carlini and Wagner", "budget", lambda x, y: smallest(best, x, y), budget.carlini
         if budget.autoattack and (outside := autoattack(best, norm, self.eps, self.seed)) is not None:
@@ -278,17 +277,17 @@ class Battery:
     def _pixels(self) -> Iterator[tuple[str, str | None, Attack, int | None]]:
         """Attacks of pixels. Most of them follow a gradient; those of a model that has none are left out."""
         most, view, passable = int(self.eps), self.view, self.passable
-        follows = has_gradient(self.model, self.ledger.images)
+        follows = has_gradient(self.model, self.best_found.images)
         if follows:
             yield "Song's algorithm 3 in float32", None, self.common(self.eps), None
-        if follows and has_gradient(view, self.ledger.images):
+        if follows and has_gradient(view, self.best_found.images):
             exact = "Song's algorithm 3 in exact arithmetic"
             yield exact, "scale", lambda x, y: song_3(view, x, y, max_pixels=most), None
             yield "Carlini and Wagner's L0", "budget", lambda x, y: carlini_l0(view, x, y), None
         changes = lambda x, y: song_2(self.unscaled, x, y, max_pixels=most)  # noqa: E731
         if not follows:  # algorithm 2 asks for outputs alone, and is then the baseline
             yield "Song's algorithm 2", None, changes, None
-        if passable is not None and has_gradient(passable, self.ledger.images):
+        if passable is not None and has_gradient(passable, self.best_found.images):
             through = "Carlini and Wagner's L0 straight through"
             yield through, "shattered", lambda x, y: carlini_l0(passable, x, y), None
         if follows:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from brittle.auditing.checks import Check, worth_of
 from brittle.auditing.gradients import MATERIAL, Gradients
-from brittle.auditing.sanity import Door
+from brittle.auditing.sanity import ModelFacts
 from brittle.auditing.suite import Step
 from brittle.measures import Paired, Share
 
@@ -76,7 +76,7 @@ class Verdict:
 
 def decide(
     *,
-    door: Door,
+    door: ModelFacts,
     steps: Sequence[Step],
     common: Share,
     left: Share,
@@ -91,7 +91,7 @@ def decide(
 
     Args:
         door: what was found at the door.
-        steps: the battery's.
+        steps: the suite's.
         common: images right under the baseline attack alone.
         left: images right under all attacks.
         beside: these, paired with those that an undefended network has right; None without one.
@@ -162,7 +162,9 @@ def _doubts(failed: Sequence[Check], common: Share | None) -> list[tuple[str, st
     return said if common is None else [*said, (f"The baseline attack alone reports {common.value:.1%}.", "")]
 
 
-def _too_little(door: Door, left: Share, beside: Paired | None, eps: float, usual: float) -> list[tuple[str, str]]:
+def _too_little(
+    door: ModelFacts, left: Share, beside: Paired | None, eps: float, usual: float
+) -> list[tuple[str, str]]:
     """Why the robust accuracy, if right, is not evidence enough, each with what to do."""
     said = []
     if left.total < ENOUGH:

@@ -1,7 +1,7 @@
-"""A model seen so that an attack can see: unscaled, averaged, its probabilities undone, its steps made passable.
+"""Wrappers that restore useful gradients: rescaled logits, EOT, log-probabilities, BPDA (straight-through).
 
-Each view has the predictions of the model it shows, or nearly (an average), and better gradients. An attack is made
-on a view; whether it fooled the model is always asked of the model itself.
+A wrapper has the predictions of the model that it wraps (the mean of many runs: nearly), and better gradients. Attacks
+run on a wrapper; whether an image fools the model is always measured on the model itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Scaled(nn.Module):
         return logits_of(self.model, images) / self.scale
 
 
-class Logged(nn.Module):
+class LogProbabilities(nn.Module):
     """Logits, but for a constant a row, of a model that returns probabilities."""
 
     def __init__(self, model: nn.Module):
@@ -44,7 +44,7 @@ class Logged(nn.Module):
         return outputs.clamp(min=torch.finfo(outputs.dtype).tiny).log()
 
 
-class Averaged(nn.Module):
+class EOT(nn.Module):
     """The mean logits of `runs` runs of a model that answers differently each time: Athalye et al. 2018, section 4.3.
 
     The mean's gradient is the mean of the gradients, the expectation over what the model draws.
@@ -59,7 +59,7 @@ class Averaged(nn.Module):
         return torch.stack([logits_of(self.model, images) for _ in range(self.runs)]).mean(0)
 
 
-class StraightThrough(nn.Module):
+class BPDA(nn.Module):
     """The same outputs, with gradients through what has none: Athalye et al. 2018, section 4.1.
 
     On the way back rounding, signs, cuts and detaching are taken as if they were not there, a comparison as a sigmoid,

@@ -162,13 +162,8 @@ class Request:
         rates = measured(cells, data, device, progress=bars.work("timing this machine"))
         return estimate(cells, data, rates, store)
 
-    def hands(
-        self, study: Study, store: Store, load: Callable[[str], Data], device: torch.device, memory: Mapping[str, float]
-    ) -> Hands:
-        """Who does the cells: this process; with several workers so many others; or a Ray cluster's.
-
-        `memory`: bytes that Ray keeps free for a cell, by key.
-        """
+    def hands(self, study: Study, store: Store, load: Callable[[str], Data], device: torch.device) -> Hands:
+        """Who does the cells: this process; with several workers so many others; or a Ray cluster's."""
         import torch
 
         from brittle.study.run import scheduler as engine
@@ -181,7 +176,7 @@ class Request:
         place = Workplace(store.root, self.data_root, study.layout, str(device), threads, path)
         if self.engine == "ray":
             gpus = (self.gpus_per_cell or 1.0) if device.type == "cuda" else 0.0
-            return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus, memory=memory)
+            return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus)
         if (self.workers or 1) > 1:
             loaded = load(study.data)
             held = sum(split.images.nbytes for split in (loaded.train, loaded.validation, loaded.test))
@@ -403,9 +398,7 @@ def run_study(study: Study, how: Request, given: Given | None = None, *words: st
         costs = how.costs(left, loaded, device, None, bars) if len(left) > FEW else {}
         seconds = {key: cost.seconds for key, cost in costs.items()}
         bars.expect(seconds, how.workers or 1, functools.partial(_news, store))
-        on_ray = how.engine == "ray" and device.type == "cpu"
-        memory = {key: cost.memory for key, cost in costs.items()} if on_ray else {}
-        ran = engine.run(plan.cells, store, how.hands(study, store, load, device, memory), bars)
+        ran = engine.run(plan.cells, store, how.hands(study, store, load, device), bars)
     if not how.silent:
         was = f"{ran.done} cells computed, {ran.cached} from the store, {ran.seconds:.1f} s"
         err.print(f"[dim]{was}[/]", highlight=False)
@@ -503,11 +496,7 @@ def foresee(study: Study, how: Request) -> None:
         seconds = max(whole.seconds / workers, longest(left, costs))
         by = f" by {workers} workers" if workers > 1 else ""
         out.print(f"to do{by}: about {duration(seconds)} on this machine, as busy as it is now;", highlight=False)
-        out.print(
-            f"{whole.operations:.1e} operations, {workers * whole.memory / 1e9:.1f} GB of memory, "
-            f"{whole.disk / 1e6:.1f} MB of disk",
-            highlight=False,
-        )
+        out.print(f"{whole.operations:.1e} operations", highlight=False)
     _show(study.name, cells, stored, costs, how)
 
 

@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -37,7 +37,6 @@ class Ray:
         address: of a cluster, 'HOST:PORT' or 'auto'; without one, Ray is started here and ends with this process.
         workers: processors of the Ray that is started here; all of the machine when not given.
         gpus_per_cell: part of a GPU that a cell is given.
-        memory: bytes that a cell is given, by key; one that is not named is given none in particular.
 
     Raises:
         InputError: if ray is not installed, or there is no cluster at the address.
@@ -50,10 +49,9 @@ class Ray:
         address: str | None = None,
         workers: int | None = None,
         gpus_per_cell: float = 0.0,
-        memory: Mapping[str, float] | None = None,
     ) -> None:
         self._ray = ray = _connected(address, workers)
-        self._gpus, self._memory = gpus_per_cell, memory or {}
+        self._gpus = gpus_per_cell
         self._place = ray.put(place)
         self._news = ray.remote(num_cpus=0, max_restarts=-1)(_News).remote()
         self._task = ray.remote(num_cpus=1, num_gpus=gpus_per_cell, max_retries=TRIES - 1)(_do)
@@ -74,9 +72,7 @@ class Ray:
 
     def take(self, cell: Cell) -> None:
         """Gives a cell to the cluster."""
-        asked = min(self._memory.get(cell.key, 0.0), self._most)  # more than a machine has would wait for ever
-        memory = {"memory": int(asked)} if asked else {}
-        self._work[self._task.options(name=cell.title, **memory).remote(self._place, cell, self._news)] = cell
+        self._work[self._task.options(name=cell.title).remote(self._place, cell, self._news)] = cell
 
     def heard(self, tell: Callable[[Step | Say], None], timeout: float) -> Sequence[End]:
         """Waits for a task to end."""
@@ -98,10 +94,9 @@ class Ray:
         self._ray.shutdown()
 
     def _look(self) -> None:
-        """How many cells the cluster has places for, and the memory of its largest machine."""
+        """How many cells the cluster has places for."""
         self._looked = time.monotonic()
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        self._most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
         gpus = [node.get("GPU", 0.0) / self._gpus if self._gpus else math.inf for node in nodes]
         self._places = sum(int(min(node.get("CPU", 0.0), most)) for node, most in zip(nodes, gpus, strict=True))
 

@@ -74,18 +74,3 @@ class Outcome:
 
 
 Parents = Mapping[str, Stored]
-
-
-@dataclass(frozen=True)
-class Function:
-    """What computes the cells of one function.
-
-    Attributes:
-        version: raise it when a change to the function, or to what it calls, changes what it computes.
-        run: gives what is to be stored.
-        versions: those of some values of the parameter 'function', where these have others.
-    """
-
-    version: int
-    run: Callable[[Cell, Parents, Context], Outcome]
-    versions: Mapping[str, int] = field(default_factory=dict)

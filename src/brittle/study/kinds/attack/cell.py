@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,10 @@ from brittle.models.networks import Scaled
 from brittle.study import lookup
 from brittle.study.kinds.network.cell import loaded
 from brittle.study.kinds.rows.cell import first_of_each_class
-from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+from brittle.study.kinds.work import Counts, Function, Needs, Work, options_of
+from brittle.study.store.cell import Cell, Context, Outcome, Parents
+
+UNKNOWN = 100  # gradients a row of an attack that is not brittle's own
 
 
 def attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
@@ -75,4 +79,61 @@ def _steps(model: nn.Module, found: AttackResult, rows: Tensor) -> dict[str, Ten
     return {"rows": rows, "logits": torch.stack(each, 1)}
 
 
-FUNCTIONS = {"attack": Function(5, attack, versions={"brittle.attacks.carlini_l2": 6})}
+def cost(cell: Cell, counts: Counts) -> Needs:
+    """What the attack does for each of its rows, in each arithmetic."""
+    params, model = cell.params, cell.parents["model"]
+    taken = options_of(params["function"])
+    given = {name: value for name, value in taken.items() if value is not inspect.Parameter.empty}
+    options = {**given, **params["options"]}
+    home, _, name = params["function"].rpartition(".")
+    own = name if home in ("", "brittle.attacks") else ""  # somebody else's has no name here
+    shard = len(attacked_rows(params))
+    rows = shard * (counts.classes - 1 if params.get("targets") == "every" else 1)
+    tempered = model.params.get("temperature", 1.0) > 1 and "temperature" not in params
+    work = Work(flips=shard * counts.changes) if "flips" in taken else Work()
+    for arithmetic in params["arithmetic"] or [options.get("arithmetic")]:
+        blind = arithmetic == "float32" and tempered
+        work += of_each_row(counts, own, options, arithmetic, blind) * rows
+        if (
+            "max_pixels" in options and params.get("start") == 0 and rows == shard
+        ):  # pixel by pixel, a row of each class
+            work += Work(forwards=counts.classes * _trials(counts, options, arithmetic, blind))
+    return [(model, work)]
+
+
+def _trials(counts: Counts, options: Mapping[str, Any], arithmetic: str | None, blind: bool) -> float:
+    """Pixels that Song's attacks set in a row, of `max_pixels`: in the study song-2017."""
+    share = 0.95 if blind else 0.65 if arithmetic == "float32" else 0.45
+    return share * min(options["max_pixels"], counts.pixels)
+
+
+def of_each_row(counts: Counts, name: str, options: Mapping[str, Any], arithmetic: str | None, blind: bool) -> Work:
+    """What an attack does for a row, in one arithmetic; `blind`: in float32, on a network that saturates.
+
+    Maps of `song_4` are those of the studies song-2017 and song-2017-code, rounds of `carlini_l0` of mandal-guo.
+    """
+    if name in ("song_1", "song_2", "song_3"):
+        return Work(forwards=_trials(counts, options, arithmetic, blind), gradients=name != "song_2")
+    if name == "song_4":
+        maps = 12.0 if options["signed"] else 7.0
+        if arithmetic == "float32" and not options["signed"]:
+            most = min(options["max_pixels"], counts.pixels)
+            maps = (1.0 if blind else 4.0) if options["stop_at_zeros"] else (0.95 if blind else 0.2) * most
+        anew = max(0.0, maps / options["refresh_every"] - 1)  # the first is shared by all arithmetics
+        return Work(forwards=2 * maps, flips=anew * counts.changes)
+    if name == "carlini_l0":
+        return Work(gradients=18 * options["max_iterations"] * (1 + options["restarts"]))
+    if name in ("carlini_l2", "carlini_linf"):
+        return Work(gradients=options["max_iterations"] * (options["binary_search_steps"] + options["restarts"]))
+    if name in ("fgsm", "pgd"):
+        return Work(forwards=2, gradients=options.get("steps", 1) * options.get("restarts", 1))
+    if name in ("square", "noise"):
+        return Work(forwards=options["queries" if name == "square" else "draws"])
+    if name in ("linear_mask", "borrowed_mask", "transferred"):
+        return Work(forwards=len(options["etas"]), gradients=1)
+    if name == "class_mask":
+        return Work(forwards=2, gradients=options["epochs"])
+    return Work(gradients=UNKNOWN)
+
+
+FUNCTIONS = {"attack": Function(5, attack, cost, versions={"brittle.attacks.carlini_l2": 6})}

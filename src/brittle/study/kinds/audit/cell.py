@@ -16,13 +16,16 @@ from brittle.auditing.suite import BUDGETS
 from brittle.data import Data
 from brittle.errors import unknown
 from brittle.progress import Progress
+from brittle.study.kinds.attack.cell import of_each_row
 from brittle.study.kinds.network.cell import loaded
 from brittle.study.kinds.table import ModelTable
-from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+from brittle.study.kinds.work import Counts, Function, Needs, Work
+from brittle.study.store.cell import Cell, Context, Outcome, Parents
 from brittle.study.store.store import Store, Stored
 
 NAME = "audits"  # of its tables in a study, of its part of a study's record and of results.json
 OPTIONS = ("norm", "eps", "rows", "budget", "seed")
+BOUNDS = 4  # of an audit's curves
 
 
 class Table(ModelTable):
@@ -127,4 +130,25 @@ def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
     return Outcome(*audited(model, reference, data, cell.params, context.folder(), context.progress))
 
 
-FUNCTIONS = {"audit": Function(4, run)}
+def cost(cell: Cell, counts: Counts) -> Needs:
+    """Of a model that falls to the first attacks, as those of the study quickstart do.
+
+    In L-infinity and L2 these are the baseline attack, at length and at each bound of a curve; walks at the bounds
+    below eps, which do not fool most rows; and checks of 100 rows in turn and of single ones. In L0 it is Carlini and
+    Wagner's attack, once and for half of the rows again.
+    """
+    params, budget = cell.params, BUDGETS[cell.params["budget"]]
+    rows, steps = min(params["rows"], len(counts.data.test)), budget.steps
+    if params["norm"] == "l0":
+        found = of_each_row(counts, "carlini_l0", {"max_iterations": 30, "restarts": 0}, None, False) * 1.5
+        work = (found + Work(forwards=20, flips=counts.changes)) * rows
+    else:
+        gradients = steps * (4 * rows + BOUNDS * rows + min(rows, 100) + min(rows, 16))
+        work = Work(forwards=20 * rows, gradients=gradients)
+    needs = [(cell.parents["model"], work)]
+    if "reference" in cell.parents:  # undefended, so that a walk ends after a third of its steps
+        needs.append((cell.parents["reference"], Work(gradients=steps * BOUNDS * rows / 3)))
+    return needs
+
+
+FUNCTIONS = {"audit": Function(4, run, cost)}

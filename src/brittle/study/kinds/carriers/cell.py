@@ -20,8 +20,9 @@ from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, part, silent
 from brittle.study.kinds.network.cell import loaded
 from brittle.study.kinds.table import ModelTable
-from brittle.study.kinds.units.cell import RANDOM, flat, layers_of
-from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+from brittle.study.kinds.units.cell import RANDOM, flat, knockouts, layers_of
+from brittle.study.kinds.work import Counts, Function, Needs, Work
+from brittle.study.store.cell import Cell, Context, Outcome, Parents
 from brittle.study.store.store import Store, Stored
 from brittle.units import knockout_curves, prediction_gradient, rank_agreement, rank_units
 from brittle.units.gradients import norm_of_maps
@@ -205,4 +206,11 @@ def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
     return Outcome(*carriers(model, data, cell.params, context.device, context.progress))
 
 
-FUNCTIONS = {"carriers": Function(2, run)}
+def cost(cell: Cell, counts: Counts) -> Needs:
+    """A walk of 40 steps and three gradients an image, then images before and after without each set of units."""
+    images = min(cell.params["images"], len(counts.data.test))
+    knocked = knockouts(cell, counts, len(ORDERS) + cell.params["random"])
+    return [(cell.parents["model"], Work(forwards=len(SIDES) * images * knocked, gradients=(40 + 3) * images))]
+
+
+FUNCTIONS = {"carriers": Function(2, run, cost)}

@@ -16,7 +16,8 @@ from brittle.data import Data
 from brittle.progress import Progress, part
 from brittle.study.kinds.network.cell import loaded
 from brittle.study.kinds.table import ModelTable
-from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+from brittle.study.kinds.work import Counts, Function, Needs, Work
+from brittle.study.store.cell import Cell, Context, Outcome, Parents
 from brittle.study.store.store import Store, Stored
 
 NAME = "masks"  # of its tables in a study, of its part of a study's record and of results.json
@@ -200,4 +201,16 @@ def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
     return Outcome(*masks(model, other, data, cell.params, context.device, context.progress))
 
 
-FUNCTIONS = {"masks": Function(1, run)}
+def cost(cell: Cell, counts: Counts) -> Needs:
+    """For each class gradients of three kinds of images, their curves, and a mask that is learned."""
+    params, data, classes = cell.params, counts.data, counts.classes
+    train, test = (min(params["images"], len(split)) for split in (data.train, data.test))
+    tried = len(CLIPPED) * len(params["etas"])  # of each image that is not of the class
+    linear, learned = (classes - 1) * (train + 2 * test), classes * train * params["epochs"]
+    needs = [(cell.parents["model"], Work(forwards=linear * tried + 2 * classes * train, gradients=linear + learned))]
+    if "other" in cell.parents:
+        needs.append((cell.parents["other"], Work(forwards=(classes - 1) * train * tried)))
+    return needs
+
+
+FUNCTIONS = {"masks": Function(1, run, cost)}

@@ -21,7 +21,8 @@ from brittle.models.softmax import Arithmetic, loss_gradient, loss_gradient_floa
 from brittle.progress import part
 from brittle.study.kinds.network.cell import loaded
 from brittle.study.kinds.rows.cell import first_of_each_class
-from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+from brittle.study.kinds.work import Counts, Function, Needs, Work
+from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
@@ -91,4 +92,12 @@ def _kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:
     return values
 
 
-FUNCTIONS = {"measure": Function(2, measure)}
+def cost(cell: Cell, counts: Counts) -> Needs:
+    """Logits of the test split, and Jacobians of the rows: one in float32, two exactly, K ways back each."""
+    rows = counts.rows(cell.parents["rows"])
+    jacobians = Work(gradients=3 * rows * (1 + counts.classes) / 2)  # a gradient goes once through and once back
+    exactly = Work(logarithms=2 * rows * counts.classes**2 * counts.values)
+    return [(cell.parents["model"], Work(forwards=len(counts.data.test)) + jacobians + exactly)]
+
+
+FUNCTIONS = {"measure": Function(2, measure, cost)}

@@ -20,7 +20,8 @@ from brittle.models.distill import soft_labels
 from brittle.models.fit import fit
 from brittle.models.networks import build, channels_last
 from brittle.study import lookup
-from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+from brittle.study.kinds.work import Counts, Function, Needs, Work
+from brittle.study.store.cell import Cell, Context, Outcome, Parents
 from brittle.study.store.store import Stored
 
 GENERATIONS = 50  # networks in a row that learn from each other, at most: a cell is pickled with all that it needs
@@ -198,4 +199,19 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-FUNCTIONS = {"train": Function(1, train), "adopt": Function(1, adopt), "label": Function(1, label)}
+def training_cost(cell: Cell, counts: Counts) -> Needs:
+    """Each epoch a step for each training image; one for validation goes without the way back, a third of it."""
+    images = len(counts.data.train) + len(counts.data.validation) / 3
+    return [(cell, Work(steps=cell.params.get("epochs", 0) * images))]
+
+
+def label_cost(cell: Cell, counts: Counts) -> Needs:
+    """The teacher sees each training image."""
+    return [(cell.parents["teacher"], Work(forwards=len(counts.data.train)))]
+
+
+FUNCTIONS = {
+    "train": Function(1, train, training_cost),
+    "adopt": Function(1, adopt, training_cost),
+    "label": Function(1, label, label_cost),
+}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+from brittle.study.kinds.work import Counts, Function, Needs
+from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
 
 def select(cell: Cell, _parents: Parents, context: Context) -> Outcome:
@@ -23,4 +24,9 @@ def first_of_each_class(labels: Tensor) -> Tensor:
     return torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
 
 
-FUNCTIONS = {"select": Function(1, select)}
+def cost(_cell: Cell, _counts: Counts) -> Needs:
+    """No network is asked."""
+    return []
+
+
+FUNCTIONS = {"select": Function(1, select, cost)}

@@ -19,7 +19,8 @@ from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, part, silent
 from brittle.study.kinds.network.cell import loaded, untrained
 from brittle.study.kinds.table import ModelTable
-from brittle.study.store.cell import Cell, Context, Function, Outcome, Parents
+from brittle.study.kinds.work import Counts, Function, Needs, Work
+from brittle.study.store.cell import Cell, Context, Outcome, Parents
 from brittle.study.store.store import Store, Stored
 from brittle.units import (
     KnockoutCurve,
@@ -310,4 +311,20 @@ def run(cell: Cell, parents: Parents, context: Context) -> Outcome:
     return Outcome(*units(model, data, cell.params, context.device, context.progress))
 
 
-FUNCTIONS = {"units": Function(2, run)}
+def cost(cell: Cell, counts: Counts) -> Needs:
+    """Two gradients an image, and each image without each set of units that goes."""
+    params, model, data = cell.params, cell.parents["model"], counts.data
+    images = sum(min(params["images"], len(split)) for split in (data.train, data.validation, data.test))
+    knocked = knockouts(cell, counts, len(params["classes"]) * len(KINDS) + params["random"])
+    return [(model, Work(forwards=images * (1 + knocked), gradients=2 * images))]
+
+
+def knockouts(cell: Cell, counts: Counts, curves: int) -> int:
+    """Distinct sets of units that go along so many curves: all share the first, none of them, and the last."""
+    outputs = counts.outputs(cell.parents["model"])
+    units = sum(outputs.get(name, (1,))[0] for name in cell.params["layers"])
+    points = min(cell.params["points"] or units + 1, units + 1)
+    return curves * (points - 2) + 2
+
+
+FUNCTIONS = {"units": Function(2, run, cost)}

@@ -1,4 +1,4 @@
-"""What cells cost before they are run: time, operations, memory and disk.
+"""What cells cost before they are run: time and operations.
 
 Counted are the images that a cell puts through its network, and those that it takes back to the pixels or the weights;
 over the rates that were measured on this machine that is its time. Where the store holds cells that are alike, made
@@ -11,32 +11,44 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from brittle.data import Data
 from brittle.errors import InputError
-from brittle.study.run.estimate.counting import Cost, Counting
-from brittle.study.run.estimate.rates import Rates, measured, trained_as
+from brittle.study.kinds import FUNCTIONS
+from brittle.study.kinds.network.cell import untrained
+from brittle.study.kinds.work import Counts
+from brittle.study.run.estimate.rates import Rates, measured, named, trained_as
 from brittle.study.run.scheduler import recall
 from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store
 
 __all__ = ["Cost", "Rates", "estimate", "longest", "measured", "total"]
 
+CELL, EPOCH = 0.02, 0.01  # seconds that any cell takes, and an epoch of training beside its images: a checkpoint
 VARIED = {  # parameters that do not change what a unit of work takes
     "seed", "temperature", "epochs", "learning_rate", "learning_rate_decay", "weight_decay",
     "rows", "start", "stop", "indices",
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a cell takes.
+
+    Attributes:
+        seconds: by the clock.
+        operations: of floating point, a multiply-add is two; those of layers, not of what is done element by element.
+    """
+
+    seconds: float
+    operations: float
+
+
 def total(costs: Iterable[Cost]) -> Cost:
-    """Of cells one after another: all is added up but memory, of which it is the most."""
+    """Of cells one after another."""
     every = list(costs)
-    return Cost(
-        seconds=sum(one.seconds for one in every),
-        operations=sum(one.operations for one in every),
-        memory=max((one.memory for one in every), default=0.0),
-        disk=sum(one.disk for one in every),
-    )
+    return Cost(sum(one.seconds for one in every), sum(one.operations for one in every))
 
 
 def longest(cells: Sequence[Cell], costs: Mapping[str, Cost]) -> float:
@@ -66,13 +78,36 @@ def estimate(cells: Sequence[Cell], data: Data, rates: Sequence[Rates], store: S
     Raises:
         ValueError: if the rates of a cell's network are not among `rates`.
     """
-    counting = Counting(data, rates)
-    slower = {} if store is None or not rates else _slower(cells, counting, store, rates[0])
-    return {cell.key: counting.cost(cell, slower.get(_alike(cell), 1.0) if slower else 1.0) for cell in cells}
+    counts = Counts(data, untrained)
+    known = {named(one.network, one.options, one.batch_size, {"dtype": one.dtype}): one for one in rates}
+    slower = {} if store is None or not rates else _slower(cells, counts, known, store)
+    return {cell.key: _cost(cell, counts, known, slower.get(_alike(cell), 1.0) if slower else 1.0) for cell in cells}
 
 
-def _slower(cells: Sequence[Cell], counting: Counting, store: Store, here: Rates) -> dict[str, float]:
+def _cost(cell: Cell, counts: Counts, rates: Mapping[str, Rates], slower: float = 1.0) -> Cost:
+    """Of a cell that takes so many times as long as counted."""
+    seconds = CELL + EPOCH * cell.params.get("epochs", 0) * (cell.function == "train")
+    done = 0.0
+    for maker, work in FUNCTIONS[cell.function].cost(cell, counts):
+        name = trained_as(maker)
+        if name not in rates:
+            raise ValueError(f"no rates of {name} among {', '.join(rates) or 'none'}")
+        here, forward = rates[name], counts.forward(maker)
+        done += counts.operations(maker, work)
+        amounts = {
+            "forward": work.forwards * forward,
+            "gradient": work.gradients * 2 * forward,
+            "training": work.steps * 3 * forward,
+            "flips": work.flips,
+            "logarithms": work.logarithms,
+        }
+        seconds += sum(amount / getattr(here, rate) for rate, amount in amounts.items() if amount)
+    return Cost(seconds * slower, done)
+
+
+def _slower(cells: Sequence[Cell], counts: Counts, rates: Mapping[str, Rates], store: Store) -> dict[str, float]:
     """By kind of cell, how many times the estimated time those in the store took."""
+    here = next(iter(rates.values()))
     wanted, functions = {_alike(cell) for cell in cells}, {cell.function for cell in cells}
     recalled: dict[str, Cell] = {}
     found = defaultdict(list)
@@ -88,7 +123,7 @@ def _slower(cells: Sequence[Cell], counting: Counting, store: Store, here: Rates
         except InputError:  # of another version, or a parent has gone
             continue
         if _alike(cell) in wanted:
-            found[_alike(cell)].append(max(made["seconds"], 1e-3) / counting.cost(cell).seconds)
+            found[_alike(cell)].append(max(made["seconds"], 1e-3) / _cost(cell, counts, rates).seconds)
     return {kind: statistics.median(factors) for kind, factors in found.items()}
 
 

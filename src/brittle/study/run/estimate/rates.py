@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from brittle.attacks.pixel_flips import flip_logits
 from brittle.attacks.result import logits_in_batches
@@ -22,8 +19,9 @@ from brittle.data import Data
 from brittle.models.networks import channels_last, frozen, logits_of, seeded
 from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, silent
-from brittle.study import lookup
+from brittle.study.kinds import FUNCTIONS
 from brittle.study.kinds.network.cell import untrained
+from brittle.study.kinds.work import Counts, operations
 from brittle.study.run.worker import provenance
 from brittle.study.store.cell import Cell
 
@@ -41,7 +39,7 @@ class Rates:
         processor, threads: what it was measured on.
         forward, gradient, training: operations a second of images that go through it; through it and back to the
             pixels, counted as two forward passes; through a step of training, counted as three, 0 where there is none.
-        flips: one-pixel changes a second by `attacks.flips`; 0 where no cell needs them.
+        flips: one-pixel changes a second by `pixel_flips`; 0 where no cell needs them.
         logarithms: numbers a second that exact arithmetic sums by their logarithms.
     """
 
@@ -56,13 +54,6 @@ class Rates:
     training: float
     flips: float
     logarithms: float
-
-
-def operations(model: nn.Module, images: Tensor) -> float:
-    """Floating-point operations of one forward pass of images (B, C, H, W), a multiply-add is two."""
-    with FlopCounterMode(display=False) as counted:
-        logits_in_batches(model, images)
-    return float(counted.get_total_flops())
 
 
 def measured(
@@ -81,7 +72,9 @@ def measured(
     """
     used = (one for cell in plan_cells for one in (cell, *cell.parents.values()) if "network" in one.params)
     distinct = {trained_as(cell): cell for cell in used}
-    flipped = {trained_as(cell.parents["model"]) for cell in plan_cells if takes_flips(cell)}
+    counts = Counts(data, untrained)
+    needs = (need for cell in plan_cells for need in FUNCTIONS[cell.function].cost(cell, counts))
+    flipped = {trained_as(maker) for maker, work in needs if work.flips}
     found = []
     for name, cell in distinct.items():
         progress(len(found), len(distinct), cell.params["network"].rpartition(".")[2])
@@ -173,16 +166,3 @@ def trained_as(cell: Cell) -> str:
 def named(network: str, options: Mapping[str, Any], batch_size: int, environment: Mapping[str, str]) -> str:
     """The same in words."""
     return json.dumps([network, dict(options), batch_size, environment.get("dtype", "")], sort_keys=True)
-
-
-def takes_flips(cell: Cell) -> bool:
-    """Whether a cell tries one-pixel changes."""
-    if cell.function == "attack":
-        return "flips" in options_of(cell.params["function"])
-    return cell.function == "audit" and cell.params["norm"] == "l0"
-
-
-@lru_cache(maxsize=1000)  # thousands of cells have the same few attacks
-def options_of(attack: str) -> Mapping[str, Any]:
-    """What an attack may be asked for, each option with its default, `inspect.Parameter.empty` where it has none."""
-    return {one.name: one.default for one in inspect.signature(lookup.attack(attack, trust=True)).parameters.values()}
