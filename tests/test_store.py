@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,7 @@ def test_a_sealed_record_that_lacks_what_a_cell_has_is_said_in_words(store):
     assert (cell.title, cell.seconds) == ("a cell without a title", None)
     cell = store.put(OTHER, {"title": "train", "provenance": {"seconds": 1.5}}, {})
     assert (cell.title, cell.seconds) == ("train", 1.5)
+    assert replace(cell, record={"title": "train \x1b[31m\u202e"}).title == "train \\x1b[31m\\u202e"
     (cell.folder / "cell.json").write_bytes(files.sealed({"files": {"a.safetensors": 3}}))
     assert store.damage(OTHER) == "cell.json: does not name its files"
     assert store.get(OTHER) is None

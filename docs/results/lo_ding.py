@@ -22,6 +22,7 @@ from making import claims_table, hours, made_with, markdown, pictures, report
 from brittle.report import gather, knockouts
 from brittle.report.contents import Report
 from brittle.report.profiles import ranked
+from brittle.study.kinds.masks.cell import Masks
 from brittle.study.store.store import Store
 
 FOLDER = Path(__file__).parent / "lo-ding"
@@ -73,7 +74,7 @@ def accuracies(results: Mapping[str, Any]) -> str:
 
 def cifar_section(found: Report, results: Mapping[str, Any]) -> str:
     """The masks, where they have been computed."""
-    masks = [one for model in found.models for one in model.masks]
+    masks = [one for model in found.models for one in model.results_of(Masks)]
     shared = torch.cat([one.learned for one in masks]).flatten(1)
     length, largest = float(shared.norm(dim=1).mean()), float(shared.abs().amax(1).mean())
     own, most = torch.stack([one.sizes for one in masks]).mean((0, 2)).tolist()

@@ -12,9 +12,10 @@ from seen import HOSTILE, Outline
 from seen import words as words_of
 
 from brittle.report import audit_table
-from brittle.report.contents import Audited, Model
+from brittle.report.contents import Model
 from brittle.report.page import html
 from brittle.report.results import as_json
+from brittle.study.kinds.audit.cell import Audited
 
 
 def words(page: str) -> str:
@@ -24,7 +25,7 @@ def words(page: str) -> str:
 def audited(name: str, *kinds: str, beside: str | None = None) -> Model:
     """A model with an audit that ended in each of these verdicts."""
     found = tuple(Audited(f"table {n}", audit_record(kind), beside) for n, kind in enumerate(kinds))
-    return dataclasses.replace(model(name, attacks={}), audits=found)
+    return dataclasses.replace(model(name, attacks={}), results=found)
 
 
 def test_the_page_opens_with_the_verdict_on_each_model():

@@ -18,7 +18,8 @@ from made import audit_record, chain, report, sized
 from PIL import Image
 
 from brittle.report import Report, gather, write
-from brittle.report.contents import Attack, Audited, Found, Steps
+from brittle.report.contents import Attack, Found, Steps
+from brittle.study.kinds.audit.cell import Audited
 from brittle.study.store.store import Store
 
 if TYPE_CHECKING:
@@ -448,7 +449,7 @@ def test_every_word_can_be_read(browser: Browser, build: Callable[..., Store], t
     of = replace(gather(build(soft=True), "tiny"), paper="song-2017")
     kinds = ("robust", "masked", "broken", "inconclusive")
     audits = tuple(Audited(kind, audit_record(kind), None) for kind in kinds)
-    models = (replace(of.models[0], audits=audits), *of.models[1:])
+    models = (replace(of.models[0], results=audits), *of.models[1:])
     page = opened(browser, write(replace(of, models=models), tmp_path / "report"), 1280, scheme)
     page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from brittle.report import carrying
-from brittle.report.contents import Carriers, Model, Provenance, Report, Units
+from brittle.report.contents import Model, Provenance, Report
 from brittle.report.results import as_json
 from brittle.report.unit_page import contents
+from brittle.study.kinds.carriers.cell import Carriers
+from brittle.study.kinds.units.cell import Units
 
 
 def units(profile):
@@ -19,7 +21,7 @@ def units(profile):
     return Units(
         name="maps",
         layers={"one": 3},
-        of="logits",
+        output="logits",
         classes=(0, 1),
         profile=log10,
         each=log10.repeat(5, 1),
@@ -43,9 +45,9 @@ def carriers(adversarial, clean=(20, 20, 19, 10), *, images=20):
 
 
 def model(name, seed, *, profile=((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)), carried=None):
-    carried = () if carried is None else (carried,)
+    results = (units(profile),) if carried is None else (units(profile), carried)
     title = f"{name}, seed {seed}"
-    return Model(name, name, title, seed, {}, 1.0, None, 0, None, None, (), units=(units(profile),), carriers=carried)
+    return Model(name, name, title, seed, {}, 1.0, None, 0, None, None, (), results)
 
 
 def report(*models):

@@ -9,9 +9,11 @@ import torch
 from brittle.measures import Mean, Share
 from brittle.report import eta_curves, knockouts, profiles
 from brittle.report.claims import lo_ding
-from brittle.report.contents import Masks, Measured, Model, Provenance, Report, Units
+from brittle.report.contents import Measured, Model, Provenance, Report
 from brittle.report.results import as_json
 from brittle.report.verdicts import verdict_sentences
+from brittle.study.kinds.masks.cell import Masks
+from brittle.study.kinds.units.cell import Units
 
 U = 12  # units: 4 in one layer, 8 in the other
 
@@ -29,7 +31,7 @@ def units(strongest, weakest, *, within=0.6, between=0.4, random=None):
     return Units(
         name="maps",
         layers={"one": 4, "two": 8},
-        of="softmax",
+        output="softmax",
         classes=(1,),
         profile=torch.linspace(0, -1.1, U).double().repeat(3, 1),
         each=torch.linspace(0, -1.1, U).double().repeat(30, 1),
@@ -74,8 +76,8 @@ def model(seed, *, units=None, masks=None, name="faces", wrong=2, of=41):
     right = Share(of - wrong, of)
     labels = torch.arange(100)  # each of a class of its own: any accuracy is above chance
     measured = Measured(right, right, Mean(1, (1, 1), of), {}, {}, torch.zeros(2, 3), labels, None)
-    given = [() if one is None else (one,) for one in (units, masks)]
-    return Model(name, name, f"{name}, seed {seed}", seed, {}, 1.0, None, 0, None, measured, (), *given)
+    results = tuple(one for one in (units, masks) if one is not None)
+    return Model(name, name, f"{name}, seed {seed}", seed, {}, 1.0, None, 0, None, measured, (), results)
 
 
 def report(*models, data="yale-faces"):

@@ -1,5 +1,6 @@
 """A study of units and masks, run whole on a tiny network: from its tables to its page."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -9,8 +10,11 @@ from problems import blobs
 
 from brittle.report import figures, gather, knockouts
 from brittle.report.page import html
+from brittle.report.results import as_json
 from brittle.study import schema
 from brittle.study.expand import expand
+from brittle.study.kinds.masks.cell import Masks
+from brittle.study.kinds.units.cell import Units
 from brittle.study.run import scheduler
 from brittle.study.run.worker import Worker
 from brittle.study.store.store import Store
@@ -41,8 +45,8 @@ def store(tmp_path_factory):
 
 def test_what_a_study_stores_of_units_and_masks_comes_back(store):
     plain, other = gather(store, "tiny").models[:2]
-    (units,), (masks,) = plain.units, plain.masks
-    assert (other.units, other.masks) == ((), ())
+    (units,), (masks,) = plain.results_of(Units), plain.results_of(Masks)
+    assert other.results == ()
     assert (units.layers, units.classes, units.profile.shape, units.each.shape) == ({"tanh": 4}, (1,), (3, 4), (120, 4))
     assert units.errors("strongest", "overall").shape == units.errors("random", "overall").shape == (1, 5)
     assert plain.measured is not None
@@ -51,6 +55,12 @@ def test_what_a_study_stores_of_units_and_masks_comes_back(store):
     assert units.errors("strongest", "overall, held out")[0, 0] == pytest.approx(wrong / len(labels))
     assert masks.success("transferred").shape == (3, 3)
     assert masks.etas == (0, 5000, 10_000)
+
+
+def test_the_results_hold_them_in_an_order_of_their_own_before_the_attacks(store):
+    plain, other = json.loads(as_json(gather(store, "tiny")))["models"][:2]
+    assert [*plain][-4:] == ["units", "carriers", "masks", "attacks"]
+    assert not {"units", "carriers", "masks", "audits"} & {*other}
 
 
 def test_the_page_shows_them(store):
@@ -77,7 +87,7 @@ def test_units_that_are_not_done_are_missing_and_nothing_else(store, tmp_path):
     store.write_study("part", record)
     found = gather(store, "part")
     assert [lost.title for lost in found.lost] == ["units hidden of plain, seed 0"]
-    assert (found.models[0].units, len(found.models[2].units)) == ((), 1)
+    assert [len(model.results_of(Units)) for model in found.models] == [0, 0, 1, 0]
     assert "Error against the number of silenced units" in html(found)
 
 
@@ -93,7 +103,7 @@ def test_every_figure_and_legend_follows_the_colours_of_the_page(store):
 
 def test_one_network_has_a_short_page_without_words_of_attacks(store):
     of = gather(store, "tiny")
-    page = html(replace(of, paper=None, models=(replace(of.models[0], masks=(), carriers=()),)))
+    page = html(replace(of, paper=None, models=(replace(of.models[0], results=of.models[0].results_of(Units)),)))
     assert page.count('<details class="figure">') >= 4
     text = re.sub(r"<(style|svg|script)\b.*?</\1>", "", page, flags=re.DOTALL)
     assert "attack" not in re.sub(r"<[^>]*>", "", text).lower()
@@ -101,9 +111,9 @@ def test_one_network_has_a_short_page_without_words_of_attacks(store):
 
 
 def test_each_class_has_a_colour_of_its_own(store):
-    (units,) = gather(store, "tiny").models[0].units
+    (units,) = gather(store, "tiny").models[0].results_of(Units)
     for count in (3, 10, 25):
         of = replace(gather(store, "tiny"), classes=tuple(f"class {place}" for place in range(count)))
-        many = replace(of.models[0], units=(replace(units, classes=tuple(range(count))),))
+        many = replace(of.models[0], results=(replace(units, classes=tuple(range(count))),))
         shades = knockouts.class_colours(replace(of, models=(many,)))
         assert len(shades) == len({*shades.values()}) == count

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from brittle.report.writing import templates, write_all
+from brittle.study.kinds.audit.cell import without_images
 
 PAGE = "audit.html"
 Record = Mapping[str, Any]
@@ -253,13 +254,6 @@ def about_python(record: Record, classes: Sequence[str], name: str) -> dict[str,
         "facts": facts,
         "again": f"brittle.audit(model, data, rows={record['left']['total']}{asked})",
     }
-
-
-def without_images(record: Record) -> dict[str, Any]:
-    """The record as JSON takes it."""
-    images = ("clean", "adversarial")
-    pictures = [{name: value for name, value in one.items() if name not in images} for one in record["pictures"]]
-    return {**record, "pictures": pictures}
 
 
 def write_audit(audits: Sequence[Record], about: Record, folder: Path | str) -> Path:

@@ -7,14 +7,15 @@ from typing import Any
 from rich.table import Table
 
 from brittle.report import audit
-from brittle.report.contents import Audited, Model, Report
+from brittle.report.contents import Model, Report
+from brittle.study.kinds.audit.cell import Audited
 
 _LACKING = "This one is not set beside an undefended network."
 
 
 def all_of(report: Report) -> list[tuple[Model, Audited]]:
     """Each finished audit with its model, in the order of the study."""
-    return [(model, one) for model in report.models for one in model.audits]
+    return [(model, one) for model in report.models for one in model.results_of(Audited)]
 
 
 def contents(report: Report) -> list[dict[str, Any]]:
@@ -64,5 +65,5 @@ def _asked(record: audit.Record) -> str:
 
 def _title(model: Model, one: Audited, report: Report) -> str:
     """The model; with the norm and the table where a model has several audits."""
-    several = any(len(other.audits) > 1 for other in report.models)
+    several = any(len(other.results_of(Audited)) > 1 for other in report.models)
     return f"{model.title}, {one.name}, {audit.NORMS[one.record['norm']]}" if several else model.title

@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from brittle.measures import mean_of_seeds
 from brittle.models.softmax import SignedLog
 from brittle.report import knockouts
-from brittle.report.contents import RANDOM, Carriers, Model, Report, Units
+from brittle.report.contents import Model, Report
 from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import legible
+from brittle.study.kinds.carriers.cell import Carriers
+from brittle.study.kinds.units.cell import RANDOM, Units
 from brittle.units import rank_agreement
 
 COST = 0.05  # of the clean images that were right: what a defence may lose
@@ -68,8 +70,9 @@ def tables(report: Report) -> dict[str, list[tuple[Model, Carriers]]]:
     """The seeds of each model and table of carriers, by both names; those without a fooled image are left out."""
     found: dict[str, list[tuple[Model, Carriers]]] = {}
     for model in report.models:
-        for one in model.carriers:
-            seeds = found.setdefault(model.label if len(model.carriers) == 1 else f"{model.label}, {one.name}", [])
+        carriers = model.results_of(Carriers)
+        for one in carriers:
+            seeds = found.setdefault(model.label if len(carriers) == 1 else f"{model.label}, {one.name}", [])
             if one.images and (not seeds or seeds[0][1].gone == one.gone):
                 seeds.append((model, one))
     return {label: seeds for label, seeds in found.items() if seeds}

@@ -14,12 +14,8 @@ from torch import Tensor
 from brittle.attacks.packing import unpack
 from brittle.attacks.result import AttackResult, Bound
 from brittle.measures import Flips, Mean, Robustness, Share, learned, robustness_of
-from brittle.study.kinds.carriers.cell import ORDERS, SIDES
-from brittle.study.kinds.masks.cell import CLIPPED, WAYS
-from brittle.study.kinds.units.cell import KINDS, SCOPES
 
 _T = TypeVar("_T")
-RANDOM = "random"  # beside KINDS, units that go in no order
 BOTH = ("float32", "exact")  # the two arithmetics, in the order in which they are shown
 
 
@@ -143,116 +139,6 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Units:
-    """How much each unit of a model matters, and what goes when units go; see `brittle.study.kinds.units.cell`.
-
-    U units, those of all layers side by side; N images, those that are held out last and in the report's order; R
-    classes whose units go; D random draws; P points of a curve.
-    """
-
-    name: str
-    layers: Mapping[str, int]  # the units of each
-    of: str  # what was differentiated: 'softmax' or 'logits'
-    classes: tuple[int, ...]  # R
-    profile: Tensor  # (K, U) log10 of the norm of the class gradient
-    each: Tensor  # (N, U) log10 of the norm of an image's gradient of its own class
-    labels: Tensor  # (N,) int64
-    held_out: Tensor  # (N,) bool
-    agreement: Tensor  # (K, K) mean Kendall's tau of two images' rankings, by their classes
-    gone: tuple[int, ...]  # P, how many units
-    wrong: Tensor  # (R, len(KINDS) + D, len(SCOPES), P) images that are wrong once so many units have gone
-    total: Tensor  # (R, len(SCOPES)), of so many
-    moves: Tensor  # (R, P, K, K): the strongest gone, how many images of each class are taken for each class
-    maps: Mapping[str, Tensor]  # what the strongest feature maps of each class show, see `kinds.units.cell.units`
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The orders in which units went: KINDS, and 'random' if there were draws."""
-        return (*KINDS, RANDOM) if self.wrong.shape[1] > len(KINDS) else KINDS
-
-    def errors(self, kind: str, scope: str) -> Tensor:
-        """(R, P) share of wrong images, the mean over the draws for 'random'; NaN where there are none."""
-        place = SCOPES.index(scope)
-        which = slice(len(KINDS), None) if kind == RANDOM else slice(KINDS.index(kind), KINDS.index(kind) + 1)
-        return self.wrong[:, which, place].double().mean(1) / self.total[:, place, None]
-
-    def needed(self, kind: str) -> float:
-        """Units that go until half of a class's images are wrong, mean over the classes; all if they never are."""
-        lost = self.errors(kind, "within") >= 0.5
-        first = torch.where(lost.any(1), lost.int().argmax(1), len(self.gone) - 1)
-        return float(torch.tensor(self.gone)[first].double().mean())
-
-    def unit(self, place: int) -> tuple[str, int]:
-        """The layer of a unit, and its number there, from 0."""
-        for layer, count in self.layers.items():
-            if place < count:
-                return layer, place
-            place -= count
-        raise IndexError(place)
-
-
-@dataclass(frozen=True)
-class Carriers:
-    """Which units carry an adversarial change to a model, and what is left of it when they go; see
-    `brittle.study.kinds.carriers.cell`. P points of a curve; D random draws."""
-
-    name: str
-    eps: float
-    layers: Mapping[str, int]  # the units of each
-    images: int  # that the model had right and the change fooled it on
-    tried: int  # that the model had right
-    agreement: float  # Kendall's tau of the order by what units carry and by how important they are; NaN if unknown
-    gone: tuple[int, ...]  # P, how many units
-    right: Tensor  # (len(ORDERS) + D, len(SIDES), P) of so many images
-
-    def share(self, order: str, side: str) -> Tensor:
-        """(P,) share of the images that are right, the mean over the draws for 'random'; NaN where there are none."""
-        which = slice(len(ORDERS), None) if order == RANDOM else slice(ORDERS.index(order), ORDERS.index(order) + 1)
-        return self.right[which, SIDES.index(side)].double().mean(0) / self.images
-
-    def restored(self, order: str, cost: float) -> float:
-        """The largest share of adversarial images made right again while at most `cost` of the clean ones are lost."""
-        affordable = self.share(order, "clean") >= 1 - cost
-        return float(self.share(order, "adversarial")[affordable].max())
-
-
-@dataclass(frozen=True)
-class Masks:
-    """What a model's additive masks do to images; see `brittle.study.kinds.masks.cell`. E strengths, K targets."""
-
-    name: str
-    etas: tuple[float, ...]
-    reached: Tensor  # (len(WAYS), 2, K, E) images taken for the target; by `mask_cells.CLIPPED`
-    total: Tensor  # (len(WAYS), K), of so many; 0 where nothing was transferred
-    sizes: Tensor  # (2, K) mean L2 and L-infinity of training images' masks at the best strength
-    learned: Tensor  # (K, C, H, W) one mask for all images, towards each target
-    fooled: Tensor  # (2, K) training and test images that it takes there
-    counted: Tensor  # (2, K), of so many
-    images: Tensor  # (n, C, H, W), examples
-    masks: Tensor  # (n, C, H, W), theirs
-    labels: Tensor  # (n,)
-    targets: Tensor  # (n,)
-
-    def success(self, way: str, *, clipped: bool = False) -> Tensor:
-        """(K, E) share of images that are taken for each target; NaN where there are none."""
-        place = WAYS.index(way)
-        return self.reached[place, CLIPPED.index(clipped)].double() / self.total[place, :, None]
-
-    def best(self, *, clipped: bool = False) -> Tensor:
-        """(K,) place of the least of the strengths that take most training images to each target."""
-        return self.reached[WAYS.index("trained"), CLIPPED.index(clipped)].argmax(1)
-
-
-@dataclass(frozen=True)
-class Audited:
-    """What an audit of a model found; see `brittle.auditing.Audit`."""
-
-    name: str
-    record: Mapping[str, Any]  # as `brittle.study.kinds.audit.cell.record_of` has it
-    reference: str | None  # the title of the undefended network's cell
-
-
-@dataclass(frozen=True)
 class Model:
     """One model of the study, from one seed."""
 
@@ -267,15 +153,16 @@ class Model:
     trained: Trained | None  # None: not done
     measured: Measured | None
     attacks: tuple[Attack, ...]
-    units: tuple[Units, ...] = ()  # those that are finished
-    masks: tuple[Masks, ...] = ()  # likewise
-    carriers: tuple[Carriers, ...] = ()  # likewise
-    audits: tuple[Audited, ...] = ()  # likewise
+    results: tuple[object, ...] = ()  # of the cells that are finished and that the study asked for by tables
 
     @cached_property
     def learned(self) -> bool | None:
         """See `measures.learned`; None if the model is not measured."""
         return learned(self.measured.accuracy, self.measured.labels) if self.measured else None
+
+    def results_of(self, kind: type[_T]) -> tuple[_T, ...]:
+        """The finished results of one kind of cell, by the class that it has for them."""
+        return tuple(one for one in self.results if isinstance(one, kind))
 
 
 @dataclass(frozen=True)

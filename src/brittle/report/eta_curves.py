@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from brittle.attacks.masks import ETA_SCALE
-from brittle.report.contents import Masks, Model, Report
+from brittle.report.contents import Model, Report
 from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import data_uri, escaped, legible, picture, text
-from brittle.study.kinds.masks.cell import WAYS
+from brittle.study.kinds.masks.cell import WAYS, Masks
 
 _TITLES = {
     "trained": "training images",
@@ -28,7 +28,7 @@ _TILE, _GAP, _TOP, _FOOT = 110, 14, 20, 24  # px
 
 def tables(report: Report) -> list[tuple[Model, Masks]]:
     """The seeds of the first table of masks."""
-    found = [(model, masks) for model in report.models for masks in model.masks]
+    found = [(model, masks) for model in report.models for masks in model.results_of(Masks)]
     return [
         (model, one)
         for model, one in found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,11 +21,8 @@ from brittle.measures import Mean, Share
 from brittle.report.contents import (
     NOT_DONE,
     Attack,
-    Audited,
-    Carriers,
     Found,
     Lost,
-    Masks,
     Measured,
     Model,
     Provenance,
@@ -32,12 +30,10 @@ from brittle.report.contents import (
     Saliency,
     Steps,
     Trained,
-    Units,
 )
-from brittle.report.writing import printable
+from brittle.study.kinds import TABLES
 from brittle.study.kinds.attack.cell import attacked_rows
-from brittle.study.kinds.audit.cell import record_of
-from brittle.study.store.store import Store, Stored
+from brittle.study.store.store import Store, Stored, printable
 
 _T = TypeVar("_T")
 _VALUES = ("brittle", "torch", "python", "platform", "processor", "threads", "device")
@@ -67,7 +63,12 @@ class _Attacked(_Part):
     cells: list[str]
 
 
-class _Network(_Part):
+# The finished cells of the tables, in a list for each kind.
+_LISTS: dict[str, Any] = {kind.NAME: (list[_Cell], []) for kind in TABLES}
+_Tables = create_model("_Tables", __base__=_Part, **_LISTS)
+
+
+class _Network(_Tables):
     name: _Name
     label: _Name
     axes: dict[str, Any]
@@ -77,10 +78,6 @@ class _Network(_Part):
     train: str
     measure: str
     attacks: list[_Attacked]
-    units: list[_Cell] = []
-    carriers: list[_Cell] = []
-    masks: list[_Cell] = []
-    audits: list[_Cell] = []
 
 
 class _Asked(_Part):
@@ -200,8 +197,7 @@ class _Reader:
         """Counts the cells that a finished cell was made from and that the study's record does not name."""
         for role, parent in self.used[key].record.get("parents", {}).items():
             if parent not in self.used and parent not in self.lost:
-                title = printable(self.used[key].record.get("title", key))
-                self.read(f"{role} for {title}", parent, lambda stored: stored)
+                self.read(f"{role} for {self.used[key].title}", parent, lambda stored: stored)
 
 
 def _rows(stored: Stored) -> tuple[Mapping[str, Any], Tensor, Tensor]:
@@ -233,82 +229,19 @@ def _model(
         trained=trained,
         measured=reader.read(f"measure {title}", entry.measure, _measured),
         attacks=tuple(_attack(reader, attack, title, images, labels) for attack in entry.attacks),
-        units=tuple(filter(None, (_units(reader, units, title) for units in entry.units))),
-        carriers=tuple(filter(None, (_carriers(reader, one, title) for one in entry.carriers))),
-        masks=tuple(filter(None, (_masks(reader, masks, title) for masks in entry.masks))),
-        audits=tuple(filter(None, (_audited(reader, one, title) for one in entry.audits))),
+        results=tuple(_results(reader, entry, title)),
     )
 
 
-def _units(reader: _Reader, entry: _Cell, model: str) -> Units | None:
-    def take(stored: Stored) -> Units:
-        units, knockout, params = stored.tensors("units"), stored.tensors("knockout"), stored.record["params"]
-        return Units(
-            name=entry.name,
-            layers=dict(stored.scalars["layers"]),
-            of=params["of"],
-            classes=tuple(params["classes"]),
-            profile=units["profile"],
-            each=units["each"],
-            labels=units["labels"],
-            held_out=units["held_out"],
-            agreement=units["agreement"],
-            gone=tuple(stored.scalars["gone"]),
-            wrong=knockout["wrong"],
-            total=knockout["total"],
-            moves=knockout["moves"],
-            maps=stored.tensors("maps"),
-        )
-
-    return reader.read(f"units {entry.name} of {model}", entry.cell, take)
-
-
-def _carriers(reader: _Reader, entry: _Cell, model: str) -> Carriers | None:
-    def take(stored: Stored) -> Carriers:
-        scalars = stored.scalars
-        return Carriers(
-            name=entry.name,
-            eps=stored.record["params"]["eps"],
-            layers=dict(scalars["layers"]),
-            images=scalars["images"],
-            tried=scalars["tried"],
-            agreement=_number(scalars["agreement"]),
-            gone=tuple(scalars["gone"]),
-            right=stored.tensors("carriers")["right"],
-        )
-
-    return reader.read(f"carriers {entry.name} of {model}", entry.cell, take)
-
-
-def _masks(reader: _Reader, entry: _Cell, model: str) -> Masks | None:
-    def take(stored: Stored) -> Masks:
-        curves, learned, examples = (stored.tensors(name) for name in ("curves", "learned", "examples"))
-        return Masks(
-            name=entry.name,
-            etas=tuple(stored.record["params"]["etas"]),
-            reached=curves["reached"],
-            total=curves["total"],
-            sizes=curves["sizes"],
-            learned=learned["masks"],
-            fooled=learned["reached"],
-            counted=learned["total"],
-            images=examples["images"],
-            masks=examples["masks"],
-            labels=examples["labels"],
-            targets=examples["targets"],
-        )
-
-    return reader.read(f"masks {entry.name} of {model}", entry.cell, take)
-
-
-def _audited(reader: _Reader, entry: _Cell, model: str) -> Audited | None:
-    def take(stored: Stored) -> Audited:
-        key = stored.record["parents"].get("reference")
-        reference = reader.store.get(key) if key else None
-        beside = printable(reference.record.get("title", key)).removeprefix("train ") if reference else None
-        return Audited(entry.name, record_of(stored), beside)
-
-    return reader.read(f"audit {entry.name} of {model}", entry.cell, take)
+def _results(reader: _Reader, entry: _Network, model: str) -> Iterator[object]:
+    """What is finished of that which the study asked for by tables, kind after kind."""
+    for kind in TABLES:
+        (function,) = kind.FUNCTIONS
+        for one in getattr(entry, kind.NAME):
+            take = functools.partial(kind.Result.of, one.name, store=reader.store)
+            found = reader.read(f"{function} {one.name} of {model}", one.cell, take)
+            if found is not None:
+                yield found
 
 
 def _trained(stored: Stored) -> Trained:

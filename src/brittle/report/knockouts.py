@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from brittle.report.contents import RANDOM, Model, Report, Units
+from brittle.report.contents import Model, Report
 from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
 from brittle.report.pictures import legible
+from brittle.study.kinds.units.cell import RANDOM, Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ def tables(report: Report) -> dict[tuple[str, str], list[tuple[Model, Units]]]:
     """The seeds of each model and table of units, by both names; those that asked for other units are left out."""
     found: dict[tuple[str, str], list[tuple[Model, Units]]] = {}
     for model in report.models:
-        for units in model.units:
+        for units in model.results_of(Units):
             seeds = found.setdefault((model.label, units.name), [])
             if not seeds or _alike(seeds[0][1]) == _alike(units):
                 seeds.append((model, units))

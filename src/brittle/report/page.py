@@ -20,6 +20,7 @@ from brittle.report.samples import samples
 from brittle.report.sizes import NORMS
 from brittle.report.verdicts import begun, bounds, higher, joined, not_learned, percent, stated, verdict_sentences
 from brittle.report.writing import templates, write_all
+from brittle.study.kinds.units.cell import Units
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -112,7 +113,7 @@ def _heading(report: Report) -> str:
     if network is None or network["name"] != "model":
         return report.title
     (model,) = report.models
-    done = "Which units matter" if model.units else "Attacks" if model.attacks else "Training"
+    done = "Which units matter" if model.results_of(Units) else "Attacks" if model.attacks else "Training"
     return f"{done}: {network['what']}"
 
 

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from brittle.measures import Mean, mean_of_seeds
-from brittle.report.contents import Report, Units
+from brittle.report.contents import Report
 from brittle.report.figures import STYLE, WIDTH, svg_of
 from brittle.report.knockouts import tables
 from brittle.report.pictures import data_uri, diverging, escaped, legible, picture, text
+from brittle.study.kinds.units.cell import Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,14 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from brittle.measures import Flips, Mean, Robustness, Share, why_not_learned
-from brittle.report.audit import without_images
-from brittle.report.contents import RANDOM, Attack, Carriers, Found, Masks, Model, Report, Units
+from brittle.report.contents import Attack, Found, Model, Report
 from brittle.report.gradients import Split, splits
 from brittle.report.samples import Sample, samples
 from brittle.report.verdicts import stated, verdict_sentences
-from brittle.study.kinds.carriers.cell import ORDERS, SIDES
-from brittle.study.kinds.masks.cell import CLIPPED, WAYS
-from brittle.study.kinds.units.cell import SCOPES
+from brittle.study.kinds import TABLES
 
 FORMAT = 2  # raise it when a key of results.json changes its meaning or goes away
 
@@ -142,67 +139,10 @@ def _model(model: Model) -> dict[str, Any]:
                 name: [round(value, 4) for value in values.tolist()] for name, values in measured.amplitudes.items()
             },
         }
-    if model.units:
-        named["units"] = [_units(units) for units in model.units]
-    if model.carriers:
-        named["carriers"] = [_carriers(carriers) for carriers in model.carriers]
-    if model.masks:
-        named["masks"] = [_masks(masks) for masks in model.masks]
-    if model.audits:
-        named["audits"] = [{"audit": one.name, **without_images(one.record)} for one in model.audits]
+    for kind in TABLES:
+        if found := model.results_of(kind.Result):
+            named[kind.NAME] = [one.as_json() for one in found]
     return named | {"attacks": [_attack(attack) for attack in model.attacks]}
-
-
-def _units(units: Units) -> dict[str, Any]:
-    """Gradients by class, and curves: the share of wrong images after so many units, the mean over the classes."""
-    return {
-        "units": units.name,
-        "layers": units.layers,
-        "of": units.of,
-        "classes": units.classes,
-        "log10_gradients": _rounded(units.profile),
-        "gone": units.gone,
-        "wrong": {
-            kind: {scope: _rounded(units.errors(kind, scope).nanmean(0)) for scope in SCOPES} for kind in units.kinds
-        },
-        "needed": {kind: units.needed(kind) for kind in units.kinds},
-    }
-
-
-def _carriers(carriers: Carriers) -> dict[str, Any]:
-    """Curves: the share of clean and of adversarial images that are right after so many units."""
-    orders = [*ORDERS, *([RANDOM] if len(carriers.right) > len(ORDERS) else [])]
-    return {
-        "carriers": carriers.name,
-        "eps": carriers.eps,
-        "layers": carriers.layers,
-        "fooled": carriers.images,
-        "tried": carriers.tried,
-        "agreement": carriers.agreement,
-        "gone": carriers.gone,
-        "right": {order: {side: _rounded(carriers.share(order, side)) for side in SIDES} for order in orders},
-    }
-
-
-def _masks(masks: Masks) -> dict[str, Any]:
-    """The share of images taken for the target by the masks' strength, the mean over the targets."""
-    return {
-        "masks": masks.name,
-        "etas": masks.etas,
-        "reached": {
-            way: {
-                name: _rounded(masks.success(way, clipped=clipped).nanmean(0))
-                for name, clipped in zip(("unclipped", "clipped"), CLIPPED, strict=True)
-            }
-            for way in WAYS
-            if masks.total[WAYS.index(way)].any()
-        },
-    }
-
-
-def _rounded(values: Tensor) -> list[Any]:
-    """As numbers of four places, lists in lists."""
-    return values.double().mul(1e4).round().div(1e4).tolist()
 
 
 def _split(split: Split) -> dict[str, Any]:
@@ -305,7 +245,9 @@ def _flips(flips: Flips) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN and infinities, which JSON does not have; tuples as lists."""
+    """The same without NaN and infinities, which JSON does not have; tuples as lists, and tensors, to four places."""
+    if isinstance(value, Tensor):
+        value = value.double().mul(1e4).round().div(1e4).tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -10,6 +10,7 @@ from brittle.report.claims import Claim
 from brittle.report.contents import BOTH, Attack, Model, Report, remembered
 from brittle.report.lineage import plain, pooled
 from brittle.report.sizes import NORMS, apart
+from brittle.study.kinds.units.cell import Units
 
 FEW = 4  # networks that a sentence can name one by one
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -120,7 +121,7 @@ def _without_pairs(models: Sequence[Model]) -> str:
         return "no test image was classified correctly before the attack"
     if any(model.attacks for model in models):
         return "no attack is finished yet"
-    units = [one for model in models for one in model.units]
+    units = [one for model in models for one in model.results_of(Units)]
     if units:
         strongest, weakest = ([one.needed(kind) for one in units] for kind in ("strongest", "weakest"))
         total = units[0].profile.shape[1]

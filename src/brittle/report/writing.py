@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,15 +13,6 @@ from brittle.errors import InputError
 
 if TYPE_CHECKING:
     from jinja2 import Environment  # a page is not written whenever the package is imported
-
-
-# Control characters but tab and newline, and marks that turn the direction of text (Unicode's UAX 9).
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def printable(text: object) -> str:
-    """A name as it may be shown anywhere: what steers a terminal or turns text round is written as its code."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def write_all(texts: Mapping[str, str], folder: Path) -> None:

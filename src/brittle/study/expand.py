@@ -74,7 +74,7 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
                 entry, measure, attacks = _follow(study, name, variant, seed, select, data, environment)
                 asked = _asked(study, name, variant, seed, variants, data, environment)
                 models.append(entry | {kind: _listed(tables) for kind, tables in asked.items()})
-                audits, *others = asked.values()  # a verdict as early as can be
+                *others, audits = asked.values()  # a verdict as early as can be
                 cells += [measure, *audits.values(), *attacks, *(cell for tables in others for cell in tables.values())]
     record = {
         "name": study.name,

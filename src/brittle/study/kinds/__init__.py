@@ -8,6 +8,8 @@ A kind that a study file asks for by tables, as `[units.NAME]`, has besides:
 
 - `NAME`: of its tables in a study file, of its part of a study's record and of results.json.
 - `Table`: a table of it, a `ModelTable`.
+- `Result`: a dataclass, what a report knows of a finished cell. `Result.of(name, stored, store)` reads the cell of the
+  table of that name; `as_json()` is what results.json has of it, in which tensors may stand for lists of numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
 _ALWAYS = ("rows", "network", "measure", "attack")
-_ASKED = ("audit", "units", "carriers", "masks")  # by tables, in the order in which they are computed
+_ASKED = ("units", "carriers", "masks", "audit")  # by tables, in the order of results.json
 
 TABLES = tuple(import_module(f"{__name__}.{name}.cell") for name in _ASKED)
 KINDS = (*(import_module(f"{__name__}.{name}.cell") for name in _ALWAYS), *TABLES)

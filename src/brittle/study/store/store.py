@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # no leading dot: those are the store's own, and '..' is no file
+# Control characters but tab and newline, and marks that turn the direction of text (Unicode's UAX 9).
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _TEMPORARY, _TRASH = ".tmp-", ".trash-"
 _COMMAND, _CLEANING = ".command-", ".cleaning"  # locks: of each command that runs, and of who removes everything
 _PARTS = ("cells", "work", "locks", "studies")
@@ -45,6 +47,11 @@ _GATE_POLL = 0.002  # the gate is held for well under a millisecond
 
 # What a rename says when something stands at its target; Windows says EACCES, which elsewhere means what it says.
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR} | ({errno.EACCES} if os.name == "nt" else set())
+
+
+def printable(text: object) -> str:
+    """A name as it may be shown anywhere: what steers a terminal or turns text round is written as its code."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,9 @@ class Stored:
 
     @property
     def title(self) -> str:
-        """The record's "title", for people; a sentence in its place when it has none."""
+        """The record's "title", which may be shown anywhere; a sentence in its place when it has none."""
         told = self.record.get("title")
-        return told if isinstance(told, str) else "a cell without a title"
+        return printable(told) if isinstance(told, str) else "a cell without a title"
 
     @property
     def seconds(self) -> float | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -20,12 +21,11 @@ from brittle.study.kinds.network.cell import loaded
 from brittle.study.kinds.table import ModelTable
 from brittle.study.kinds.work import Counts, Function, Needs, Work
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
-from brittle.study.store.store import Stored
+from brittle.study.store.store import Store, Stored
 
+NAME = "audits"  # of its tables in a study, of its part of a study's record and of results.json
 OPTIONS = ("norm", "eps", "rows", "budget", "seed")
-
 BOUNDS = 4  # of an audit's curves
-NAME = "audits"  # of its tables in a study file
 
 
 class Table(ModelTable):
@@ -49,6 +49,29 @@ class Table(ModelTable):
     def beside(self, name: str) -> dict[str, str]:
         """The reference, unless it is the model itself."""
         return {role: other for role, other in super().beside(name).items() if other != name}
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit of a model found; see `brittle.auditing.Audit`."""
+
+    name: str
+    record: Mapping[str, Any]  # as `record_of` has it
+    reference: str | None  # the title of the undefended network's cell
+
+    @classmethod
+    def of(cls, name: str, stored: Stored, store: Store) -> Self:
+        """As a finished cell has it, of a table of this name."""
+        key = stored.record["parents"].get("reference")
+        reference = store.get(key) if key else None
+        return cls(name, record_of(stored), reference.title.removeprefix("train ") if reference else None)
+
+    def as_json(self) -> dict[str, Any]:
+        """The record without its images."""
+        return {"audit": self.name, **without_images(self.record)}
+
+
+Result = Audited
 
 
 def audited(
@@ -89,6 +112,13 @@ def record_of(stored: Stored) -> dict[str, Any]:
     record, images = stored.scalars["audit"], stored.tensors("pictures")
     pairs = zip(record["pictures"], images["clean"], images["adversarial"], strict=True)
     pictures = [{**told, "clean": clean, "adversarial": adversarial} for told, clean, adversarial in pairs]
+    return {**record, "pictures": pictures}
+
+
+def without_images(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as JSON takes it."""
+    images = ("clean", "adversarial")
+    pictures = [{name: value for name, value in one.items() if name not in images} for one in record["pictures"]]
     return {**record, "pictures": pictures}
 
 

@@ -5,8 +5,10 @@ Units are whole maps or dense units, numbered from 0 through all layers that wer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
@@ -18,17 +20,17 @@ from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, part, silent
 from brittle.study.kinds.network.cell import loaded
 from brittle.study.kinds.table import ModelTable
-from brittle.study.kinds.units.cell import flat, knockouts, layers_of
+from brittle.study.kinds.units.cell import RANDOM, flat, knockouts, layers_of
 from brittle.study.kinds.work import Counts, Function, Needs, Work
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
+from brittle.study.store.store import Store, Stored
 from brittle.units import knockout_curves, prediction_gradient, rank_agreement, rank_units
 from brittle.units.gradients import norm_of_maps
 
+NAME = "carriers"  # of its tables in a study, of its part of a study's record and of results.json
 ORDERS = ("carriers", "important")  # in which units go, as they are stored; random ones follow
 SIDES = ("clean", "adversarial")  # the images that are counted
 _AT_ONCE = 64  # images whose gradients are held at once
-
-NAME = "carriers"  # of its tables in a study file
 
 
 class Table(ModelTable):
@@ -43,6 +45,65 @@ class Table(ModelTable):
     def params(self, model: Cell, data: Data) -> dict[str, Any]:
         """Layers that are not given are those of the model."""
         return super().params(model, data) | {"layers": self.layers or layers_of(model, data)}
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """Which units carry an adversarial change to a model, and what is left of it when they go; see `carriers`.
+
+    P points of a curve; D random draws.
+    """
+
+    name: str
+    eps: float
+    layers: Mapping[str, int]  # the units of each
+    images: int  # that the model had right and the change fooled it on
+    tried: int  # that the model had right
+    agreement: float  # Kendall's tau of the order by what units carry and by how important they are; NaN if unknown
+    gone: tuple[int, ...]  # P, how many units
+    right: Tensor  # (len(ORDERS) + D, len(SIDES), P) of so many images
+
+    @classmethod
+    def of(cls, name: str, stored: Stored, store: Store) -> Self:
+        """As a finished cell has it, of a table of this name."""
+        scalars = stored.scalars
+        return cls(
+            name=name,
+            eps=stored.record["params"]["eps"],
+            layers=dict(scalars["layers"]),
+            images=scalars["images"],
+            tried=scalars["tried"],
+            agreement=math.nan if scalars["agreement"] is None else float(scalars["agreement"]),
+            gone=tuple(scalars["gone"]),
+            right=stored.tensors("carriers")["right"],
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Curves: the share of clean and of adversarial images that are right after so many units."""
+        orders = (*ORDERS, RANDOM) if len(self.right) > len(ORDERS) else ORDERS
+        return {
+            "carriers": self.name,
+            "eps": self.eps,
+            "layers": self.layers,
+            "fooled": self.images,
+            "tried": self.tried,
+            "agreement": self.agreement,
+            "gone": self.gone,
+            "right": {order: {side: self.share(order, side) for side in SIDES} for order in orders},
+        }
+
+    def share(self, order: str, side: str) -> Tensor:
+        """(P,) share of the images that are right, the mean over the draws for 'random'; NaN where there are none."""
+        which = slice(len(ORDERS), None) if order == RANDOM else slice(ORDERS.index(order), ORDERS.index(order) + 1)
+        return self.right[which, SIDES.index(side)].double().mean(0) / self.images
+
+    def restored(self, order: str, cost: float) -> float:
+        """The largest share of adversarial images made right again while at most `cost` of the clean ones are lost."""
+        affordable = self.share(order, "clean") >= 1 - cost
+        return float(self.share(order, "adversarial")[affordable].max())
+
+
+Result = Carriers
 
 
 def carriers(

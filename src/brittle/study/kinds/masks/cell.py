@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -17,14 +18,14 @@ from brittle.study.kinds.network.cell import loaded
 from brittle.study.kinds.table import ModelTable
 from brittle.study.kinds.work import Counts, Function, Needs, Work
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
+from brittle.study.store.store import Store, Stored
 
+NAME = "masks"  # of its tables in a study, of its part of a study's record and of results.json
 WAYS = ("trained", "held out", "borrowed", "transferred")  # of getting an image's mask, in the order stored:
 # its own, of training images; its own, of test images; that of the nearest training image, for test images; its own of
 # one model, tried on another, for training images as in the paper
 CLIPPED = (False, True)  # whether images with masks are kept in [0, 1], in the order stored
 _EXAMPLES = 3  # images kept with their masks
-
-NAME = "masks"  # of its tables in a study file
 
 
 class Table(ModelTable):
@@ -38,6 +39,68 @@ class Table(ModelTable):
     images: int = Field(default=500, ge=1)  # of the training and of the test split, at most
     etas: list[Annotated[int, Field(ge=0)]] = Field(default=[*range(0, 12_751, 750)], min_length=1)  # 0..255 pixels
     epochs: int = Field(default=10, ge=1)  # over the training images, for the mask that they share
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a model's additive masks do to images; see `masks`. E strengths, K targets."""
+
+    name: str
+    etas: tuple[float, ...]
+    reached: Tensor  # (len(WAYS), 2, K, E) images taken for the target; by CLIPPED
+    total: Tensor  # (len(WAYS), K), of so many; 0 where nothing was transferred
+    sizes: Tensor  # (2, K) mean L2 and L-infinity of training images' masks at the best strength
+    learned: Tensor  # (K, C, H, W) one mask for all images, towards each target
+    fooled: Tensor  # (2, K) training and test images that it takes there
+    counted: Tensor  # (2, K), of so many
+    images: Tensor  # (n, C, H, W), examples
+    masks: Tensor  # (n, C, H, W), theirs
+    labels: Tensor  # (n,)
+    targets: Tensor  # (n,)
+
+    @classmethod
+    def of(cls, name: str, stored: Stored, store: Store) -> Self:
+        """As a finished cell has it, of a table of this name."""
+        curves, learned, examples = (stored.tensors(each) for each in ("curves", "learned", "examples"))
+        return cls(
+            name=name,
+            etas=tuple(stored.record["params"]["etas"]),
+            reached=curves["reached"],
+            total=curves["total"],
+            sizes=curves["sizes"],
+            learned=learned["masks"],
+            fooled=learned["reached"],
+            counted=learned["total"],
+            images=examples["images"],
+            masks=examples["masks"],
+            labels=examples["labels"],
+            targets=examples["targets"],
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The share of images taken for the target by the masks' strength, the mean over the targets."""
+        clipped = {"unclipped": False, "clipped": True}
+        return {
+            "masks": self.name,
+            "etas": self.etas,
+            "reached": {
+                way: {name: self.success(way, clipped=each).nanmean(0) for name, each in clipped.items()}
+                for way, total in zip(WAYS, self.total, strict=True)
+                if total.any()
+            },
+        }
+
+    def success(self, way: str, *, clipped: bool = False) -> Tensor:
+        """(K, E) share of images that are taken for each target; NaN where there are none."""
+        place = WAYS.index(way)
+        return self.reached[place, CLIPPED.index(clipped)].double() / self.total[place, :, None]
+
+    def best(self, *, clipped: bool = False) -> Tensor:
+        """(K,) place of the least of the strengths that take most training images to each target."""
+        return self.reached[WAYS.index("trained"), CLIPPED.index(clipped)].argmax(1)
+
+
+Result = Masks
 
 
 def masks(

@@ -6,7 +6,8 @@ Units are whole maps or dense units, numbered from 0 through all layers that wer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -20,6 +21,7 @@ from brittle.study.kinds.network.cell import loaded, untrained
 from brittle.study.kinds.table import ModelTable
 from brittle.study.kinds.work import Counts, Function, Needs, Work
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
+from brittle.study.store.store import Store, Stored
 from brittle.units import (
     KnockoutCurve,
     Unit,
@@ -35,13 +37,13 @@ from brittle.units import (
     telling_layers,
 )
 
+NAME = "units"  # of its tables in a study, of its part of a study's record and of results.json
 KINDS = ("strongest", "weakest", "least active")  # of knockout curves, in the order in which they are stored; random
 # ones follow
+RANDOM = "random"  # beside KINDS, units that go in no order
 SCOPES = ("within", "overall", "within, held out", "overall, held out")  # which images an error is of
 SEEN, MAPS = 3, 6  # held-out images of a class whose feature maps are kept, and of how many units
 _AT_ONCE = 64  # images whose gradients are held before they are made norms: 17 MB of `lo_ding_faces`
-
-NAME = "units"  # of its tables in a study file
 
 
 class Table(ModelTable):
@@ -72,6 +74,92 @@ def _classes(names: Sequence[str] | None, data: Data) -> list[int]:
         if name not in data.classes:
             raise unknown(f"class of {data.name}", name, data.classes)
     return [data.classes.index(name) for name in names or data.classes]
+
+
+@dataclass(frozen=True)
+class Units:
+    """How much each unit of a model matters, and what goes when units go; see `units`.
+
+    U units, those of all layers side by side; N images, those that are held out last and in the report's order; R
+    classes whose units go; D random draws; P points of a curve.
+    """
+
+    name: str
+    layers: Mapping[str, int]  # the units of each
+    output: str  # what was differentiated: 'softmax' or 'logits'
+    classes: tuple[int, ...]  # R
+    profile: Tensor  # (K, U) log10 of the norm of the class gradient
+    each: Tensor  # (N, U) log10 of the norm of an image's gradient of its own class
+    labels: Tensor  # (N,) int64
+    held_out: Tensor  # (N,) bool
+    agreement: Tensor  # (K, K) mean Kendall's tau of two images' rankings, by their classes
+    gone: tuple[int, ...]  # P, how many units
+    wrong: Tensor  # (R, len(KINDS) + D, len(SCOPES), P) images that are wrong once so many units have gone
+    total: Tensor  # (R, len(SCOPES)), of so many
+    moves: Tensor  # (R, P, K, K): the strongest gone, how many images of each class are taken for each class
+    maps: Mapping[str, Tensor]  # what the strongest feature maps of each class show, see `units`
+
+    @classmethod
+    def of(cls, name: str, stored: Stored, store: Store) -> Self:
+        """As a finished cell has it, of a table of this name."""
+        units, knockout, params = stored.tensors("units"), stored.tensors("knockout"), stored.record["params"]
+        return cls(
+            name=name,
+            layers=dict(stored.scalars["layers"]),
+            output=params["of"],
+            classes=tuple(params["classes"]),
+            profile=units["profile"],
+            each=units["each"],
+            labels=units["labels"],
+            held_out=units["held_out"],
+            agreement=units["agreement"],
+            gone=tuple(stored.scalars["gone"]),
+            wrong=knockout["wrong"],
+            total=knockout["total"],
+            moves=knockout["moves"],
+            maps=stored.tensors("maps"),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Gradients by class, and curves: the share of wrong images after so many units, the mean over the classes."""
+        return {
+            "units": self.name,
+            "layers": self.layers,
+            "of": self.output,
+            "classes": self.classes,
+            "log10_gradients": self.profile,
+            "gone": self.gone,
+            "wrong": {kind: {scope: self.errors(kind, scope).nanmean(0) for scope in SCOPES} for kind in self.kinds},
+            "needed": {kind: self.needed(kind) for kind in self.kinds},
+        }
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The orders in which units went: KINDS, and 'random' if there were draws."""
+        return (*KINDS, RANDOM) if self.wrong.shape[1] > len(KINDS) else KINDS
+
+    def errors(self, kind: str, scope: str) -> Tensor:
+        """(R, P) share of wrong images, the mean over the draws for 'random'; NaN where there are none."""
+        place = SCOPES.index(scope)
+        which = slice(len(KINDS), None) if kind == RANDOM else slice(KINDS.index(kind), KINDS.index(kind) + 1)
+        return self.wrong[:, which, place].double().mean(1) / self.total[:, place, None]
+
+    def needed(self, kind: str) -> float:
+        """Units that go until half of a class's images are wrong, mean over the classes; all if they never are."""
+        lost = self.errors(kind, "within") >= 0.5
+        first = torch.where(lost.any(1), lost.int().argmax(1), len(self.gone) - 1)
+        return float(torch.tensor(self.gone)[first].double().mean())
+
+    def unit(self, place: int) -> tuple[str, int]:
+        """The layer of a unit, and its number there, from 0."""
+        for layer, count in self.layers.items():
+            if place < count:
+                return layer, place
+            place -= count
+        raise IndexError(place)
+
+
+Result = Units
 
 
 def units(
