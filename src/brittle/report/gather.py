@@ -268,7 +268,7 @@ def _measured(stored: Stored) -> Measured:
         saturated=Share(**scalars["saturated"]),
         confidence=Mean(_number(confidence["value"]), (low, high), confidence["rows"]),
         sensitivity={name: Share(**values) for name, values in scalars["sensitivity"].items()},
-        amplitudes=stored.tensors("amplitudes"),
+        amplitudes=dict(sorted(stored.tensors("amplitudes").items())),
         logits=test["test"],
         labels=test["labels"],
         saliency=Saliency(saliency["rows"], saliency["sign"], saliency["log10"], saliency["float32"]),

@@ -15,16 +15,20 @@ A kind that a study file asks for by tables, as `[units.NAME]`, has besides:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
+from brittle.study.kinds.attack import cell as attack_cell
+from brittle.study.kinds.audit import cell as audit_cell
+from brittle.study.kinds.carriers import cell as carriers_cell
+from brittle.study.kinds.masks import cell as masks_cell
+from brittle.study.kinds.measure import cell as measure_cell
+from brittle.study.kinds.network import cell as network_cell
+from brittle.study.kinds.rows import cell as rows_cell
+from brittle.study.kinds.units import cell as units_cell
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
-_ALWAYS = ("rows", "network", "measure", "attack")
-_ASKED = ("units", "carriers", "masks", "audit")  # by tables, in the order of results.json
-
-TABLES = tuple(import_module(f"{__name__}.{name}.cell") for name in _ASKED)
-KINDS = (*(import_module(f"{__name__}.{name}.cell") for name in _ALWAYS), *TABLES)
+TABLES = (units_cell, carriers_cell, masks_cell, audit_cell)  # kinds that a study file asks for by tables
+KINDS = (rows_cell, network_cell, measure_cell, attack_cell, *TABLES)
 FUNCTIONS = {name: function for kind in KINDS for name, function in kind.FUNCTIONS.items()}
 
 
