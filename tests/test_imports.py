@@ -22,6 +22,7 @@ ROOMS = [
     "measures",
     "units",
     "auditing",
+    "drawing",
     "study.lookup",
     "study.store",
     "study.kinds",
@@ -36,7 +37,7 @@ ROOMS = [
 ]
 UPWARDS = {("auditing", "report.audit")}  # inside methods alone: a result that can write its own page
 MAY_ATTACKS = {"errors", "progress", "models", "attacks"}
-MAY_REPORT = {"errors", "study.store", "study.kinds", "measures", "attacks", "models", "units", "report"}
+MAY_REPORT = {"errors", "drawing", "study.store", "study.kinds", "measures", "attacks", "models", "units", "report"}
 
 
 def modules() -> dict[str, Path]:

@@ -15,8 +15,10 @@ from typing import Any
 
 from making import hours, made_with, markdown, percent, pictures, report
 
-from brittle.report import carrying, gather
+from brittle.report import gather
 from brittle.report.contents import Report
+from brittle.study.kinds.carriers import view as carrying
+from brittle.study.kinds.units import view
 from brittle.study.store.store import Store
 
 FOLDER = Path(__file__).parent / "units-of-distillation"
@@ -32,7 +34,7 @@ def spread_table(found: Report) -> str:
     """How widely the work is spread, and how alike the networks are."""
     heads = ["network", "units", "effectively", "ranked as in standard, τ", "strongest until half is lost", "weakest"]
     keys = ("model", "units", "effective", "alike", "strongest", "weakest")
-    return markdown(heads, [[str(line[key]) for key in keys] for line in carrying.spread(found)])
+    return markdown(heads, [[str(line[key]) for key in keys] for line in view.spread(found)])
 
 
 def defence_table(found: Report) -> str:

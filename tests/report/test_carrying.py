@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from brittle.report.unit_page import contents
 
-from brittle.report import carrying
 from brittle.report.contents import Model, Provenance, Report
 from brittle.report.results import as_json
-from brittle.report.unit_page import contents
+from brittle.study.kinds.carriers import view as carrying
 from brittle.study.kinds.carriers.cell import Carriers
+from brittle.study.kinds.units import view
 from brittle.study.kinds.units.cell import Units
 
 
@@ -65,14 +66,14 @@ def report(*models):
     ],
 )
 def test_work_is_spread_over_as_many_units_as_share_it(profile, count):
-    assert carrying.effective(units(profile)) == pytest.approx(count)
+    assert view.effective(units(profile)) == pytest.approx(count)
 
 
 def test_networks_are_alike_as_their_rankings_are():
     rising, falling = units([[1.0, 2.0, 3.0]] * 2), units([[3.0, 2.0, 1.0]] * 2)
-    assert carrying.likeness(rising, rising) == pytest.approx(1)
-    assert carrying.likeness(rising, falling) == pytest.approx(-1)
-    assert carrying.likeness(rising, units([[1.0, 3.0, 2.0]] * 2)) == pytest.approx(1 / 3)
+    assert view.likeness(rising, rising) == pytest.approx(1)
+    assert view.likeness(rising, falling) == pytest.approx(-1)
+    assert view.likeness(rising, units([[1.0, 3.0, 2.0]] * 2)) == pytest.approx(1 / 3)
 
 
 def test_the_spread_is_told_where_there_are_networks_to_compare():
@@ -80,8 +81,8 @@ def test_the_spread_is_told_where_there_are_networks_to_compare():
         [model(name, seed, profile=each) for seed in (0, 1)]
         for name, each in (("plain", [[1.0, 2.0, 3.0]] * 2), ("hot", [[3.0, 2.0, 1.0]] * 2))
     )
-    assert carrying.spread(report(*one)) == []
-    plain, hot = carrying.spread(report(*one, *other))
+    assert view.spread(report(*one)) == []
+    plain, hot = view.spread(report(*one, *other))
     assert plain["alike"] == "–"
     assert hot["alike"] == "-1.00 (-1.00 to -1.00)"
     assert (hot["units"], hot["strongest"], hot["weakest"]) == (3, "2.0 (2.0 to 2.0)", "6.0 (6.0 to 6.0)")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from made import chain, network, report, sized
 
+from brittle.drawing import charts
 from brittle.measures import Share
 from brittle.report import chains, figures
 from brittle.report.contents import Report
@@ -93,13 +94,13 @@ def test_one_seed_has_its_own_interval_and_several_have_none_for_confidence():
 def test_figure_5_has_a_line_a_generation_and_dashes_where_logits_are_divided_by_t(drawn: Callable):
     figure = drawn(chains.robustness, made())
     mean, _, largest, _ = figure.axes
-    teacher, assistant, student = figures.COLOURS[:3]
+    teacher, assistant, student = charts.COLOURS[:3]
     assert (mean.get_title(loc="left"), mean.get_ylabel(), largest.get_ylabel()) == ("l2", "mean, L2", "largest, L2")
     assert values(mean, teacher) == pytest.approx([11.1, 11.5, 13, 15])
     assert values(mean, student) == pytest.approx([31.1, 31.5, 33, 35])
     assert values(mean, student, "--") == pytest.approx([15.55, 15.75, 16.5, 17.5])
     assert values(largest, assistant) == pytest.approx([22.1, 22.5, 24, 26])
-    assert values(mean, figures.INK) == [5]  # the control, a diamond by itself and not a teacher
+    assert values(mean, charts.INK) == [5]  # the control, a diamond by itself and not a teacher
     assert figure.axes[1].get_ylabel() == "mean, L∞"
 
 
@@ -150,7 +151,7 @@ def test_survival_has_a_row_a_generation_and_the_control_in_each(drawn: Callable
     assert [axes.get_ylabel().split("\n")[0] for axes in panels[::2]] == ["teacher", "assistant", "student"]
     for axes in panels[::2]:
         solid = [line.get_color() for line in axes.lines if line.get_linestyle() == "-"]
-        assert solid == [*figures.heat(made()).values(), figures.INK]
+        assert solid == [*figures.heat(made()).values(), charts.INK]
     assert panels[-1].get_xlabel() == "change allowed, L∞"
 
 
@@ -158,7 +159,7 @@ def test_without_temperatures_survival_is_one_row_of_models(drawn: Callable):
     one = report(network("plain", 1, of(0, 1, 0)), network("hot", 20, of(0, 20, 0)), paper=None)
     panels = drawn(chains.survival, one).axes
     assert len(panels) == 2
-    assert {line.get_color() for line in panels[0].lines} == set(figures.COLOURS[:2])
+    assert {line.get_color() for line in panels[0].lines} == set(charts.COLOURS[:2])
 
 
 def test_targeted_attacks_are_in_no_curve():
@@ -209,7 +210,7 @@ def test_a_model_s_colour_is_its_temperature_s_where_there_are_many():
     colour = figures.colours(made())
     assert colour["teacher T=40"] == colour["student T=40"] != colour["teacher T=1"]
     assert list(figures.key(made())) == ["T = 1", "T = 5", "T = 20", "T = 40"]
-    assert figures.line_colours(made())["control"] == figures.INK
+    assert figures.line_colours(made())["control"] == charts.INK
 
 
 def test_many_generations_have_a_colour_each():

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from brittle.drawing import charts, image_grid
 from brittle.models.softmax import SignedLog
 from brittle.report import Report, figures, gather, pictures
 from brittle.study.store.store import Store
@@ -151,24 +152,24 @@ def test_saliency_prints_numbers_that_no_float_holds(build: Build):
     ],
 )
 def test_scientific(sign: int, log10: float, text: str):
-    assert pictures.scientific(sign, log10) == text
+    assert image_grid.scientific(sign, log10) == text
 
 
 def test_largest_is_signed():
     negative = SignedLog.of(torch.tensor([[-3.0, -2.0]]))
-    assert pictures.scientific(*pictures.largest_of(negative)) == "−2.0e+00"
-    assert pictures.scientific(*pictures.largest_of(SignedLog.of(torch.tensor([-1.0, 0.0])))) == "0"
+    assert image_grid.scientific(*pictures.largest_of(negative)) == "−2.0e+00"
+    assert image_grid.scientific(*pictures.largest_of(SignedLog.of(torch.tensor([-1.0, 0.0])))) == "0"
 
 
 def test_colours_of_gradients_and_images():
-    assert pictures.diverging(np.array([[1.0, -1.0, 0.0]])).tolist() == [[[178, 24, 43], [33, 102, 172], [250] * 3]]
-    assert pictures.picture(torch.tensor([[[0.5]]])).tolist() == [[[128] * 3]]
-    assert pictures.picture(torch.tensor([[[1.0]], [[0.0]], [[0.5]]])).tolist() == [[[255, 0, 128]]]
+    assert image_grid.diverging(np.array([[1.0, -1.0, 0.0]])).tolist() == [[[178, 24, 43], [33, 102, 172], [250] * 3]]
+    assert image_grid.picture(torch.tensor([[[0.5]]])).tolist() == [[[128] * 3]]
+    assert image_grid.picture(torch.tensor([[[1.0]], [[0.0]], [[0.5]]])).tolist() == [[[255, 0, 128]]]
 
 
 def test_an_image_comes_back_from_its_uri():
     image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
-    header, data = pictures.data_uri(image).split(",")
+    header, data = image_grid.data_uri(image).split(",")
     assert header == "data:image/png;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), image)
 
@@ -184,7 +185,7 @@ def test_a_map_that_is_no_number_says_so_instead_of_failing(build: Build):
     svg = pictures.saliency(broken, [0])
 
     assert svg.count("not a number") == 2  # in words, and for those who cannot see it
-    assert pictures.scientific(*pictures.mean_of(SignedLog.of(maps.float32[0]))) == "NaN"
+    assert image_grid.scientific(*pictures.mean_of(SignedLog.of(maps.float32[0]))) == "NaN"
 
 
 def swept(report: Report) -> Report:
@@ -205,7 +206,7 @@ def test_success_and_gradients_are_drawn_against_three_temperatures_or_more(
     figures.against_temperature(swept(report))
     first, second, gradients = (axes for axes in drawn[0].axes if axes.get_visible())
     lines = {(line.get_color(), line.get_linestyle()): line.get_ydata().tolist() for line in first.lines}
-    plain, hostile = figures.COLOURS[:2]
+    plain, hostile = charts.COLOURS[:2]
     assert lines[plain, "-"] == lines[plain, "--"] == lines[hostile, "-"] == pytest.approx([100.0] * 3)
     assert lines[hostile, "--"] == pytest.approx([0.0] * 3)
     dots = [line for line in second.lines if line.get_linestyle() == "None"]

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from brittle.measures import Mean, Share
-from brittle.report import eta_curves, knockouts, profiles
 from brittle.report.claims import lo_ding
 from brittle.report.contents import Measured, Model, Provenance, Report
 from brittle.report.results import as_json
 from brittle.report.verdicts import verdict_sentences
+from brittle.study.kinds.masks import view as eta_curves
 from brittle.study.kinds.masks.cell import Masks
+from brittle.study.kinds.units import knockouts, profiles
 from brittle.study.kinds.units.cell import Units
 
 U = 12  # units: 4 in one layer, 8 in the other

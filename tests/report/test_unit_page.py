@@ -8,12 +8,14 @@ import pytest
 import torch
 from problems import blobs
 
-from brittle.report import figures, gather, knockouts
+from brittle.drawing import charts
+from brittle.report import gather
 from brittle.report.page import html
 from brittle.report.results import as_json
 from brittle.study import schema
 from brittle.study.expand import expand
 from brittle.study.kinds.masks.cell import Masks
+from brittle.study.kinds.units import knockouts
 from brittle.study.kinds.units.cell import Units
 from brittle.study.run import scheduler
 from brittle.study.run.worker import Worker
@@ -98,7 +100,7 @@ def test_every_figure_and_legend_follows_the_colours_of_the_page(store):
     assert '<i style="color: currentColor"></i><bdi>random</bdi>' in page
     assert not re.findall("#010203|#fefdfc", page)
     legends = re.findall(r'<i style="color: ([^"]*)"', page)
-    assert not {*legends} & {*figures.COLOURS, figures.INK}
+    assert not {*legends} & {*charts.COLOURS, charts.INK}
 
 
 def test_one_network_has_a_short_page_without_words_of_attacks(store):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brittle.report.writing import templates, write_all
+from brittle.drawing.page import templates, write_all
 from brittle.study.kinds.audit.cell import without_images
 
 PAGE = "audit.html"
@@ -376,7 +376,7 @@ def _number(value: float | None) -> str:
 
 def _picture(one: Record, about: Record, norm: str) -> dict[str, Any]:
     """An original, what became of it, and their difference, as large as it can be shown."""
-    from brittle.report.pictures import data_uri, diverging, picture
+    from brittle.drawing.image_grid import data_uri, diverging, picture
 
     clean, changed = one["clean"], one["adversarial"]
     change = changed - clean
@@ -415,7 +415,7 @@ def curve_figure(record: Record, name: str = "") -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    from brittle.report.figures import COLOURS, INK, PAPER, STYLE, svg_of
+    from brittle.drawing.charts import COLOURS, INK, PAPER, STYLE, svg_of
 
     if not record["curves"]:
         return ""

@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from brittle import measures
+from brittle.drawing.charts import INK, PAPER, STYLE, WIDTH, svg_of
+from brittle.drawing.image_grid import legible
 from brittle.measures import Share
 from brittle.report import sizes
 from brittle.report.contents import Attack, Model, Report
-from brittle.report.figures import INK, PAPER, STYLE, WIDTH, colours, heat, line_colours, svg_of
+from brittle.report.figures import colours, heat, line_colours
 from brittle.report.lineage import Line, chains, lines, swept
-from brittle.report.pictures import legible
 from brittle.report.sizes import NORMS
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from brittle.drawing.image_grid import data_uri, escaped, legible, picture, text
 from brittle.report.contents import Attack, Model, Report
-from brittle.report.pictures import data_uri, escaped, legible, picture, text
 from brittle.report.sizes import NORMS, written
 
 CLASSES = 10  # more do not fit side by side

@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import brittle.attacks
+from brittle.drawing.image_grid import scientific
+from brittle.drawing.page import templates, write_all
 from brittle.measures import Flips, Share
 from brittle.report import audited, lineage, results, sizes
 from brittle.report.audit import WORDS
 from brittle.report.contents import BOTH, Attack, Found, Model, Report
 from brittle.report.gradients import Split, splits
 from brittle.report.lineage import Group, groups
-from brittle.report.pictures import scientific, shown_models
+from brittle.report.pictures import shown_models
 from brittle.report.samples import samples
 from brittle.report.sizes import NORMS
 from brittle.report.verdicts import begun, bounds, higher, joined, not_learned, percent, stated, verdict_sentences
-from brittle.report.writing import templates, write_all
+from brittle.study.kinds import TABLES
 from brittle.study.kinds.units.cell import Units
 
 if TYPE_CHECKING:
@@ -55,8 +59,8 @@ def write(report: Report, folder: Path | str) -> Path:
 
 def html(report: Report) -> str:
     """The page. All that users named is escaped; only figures made here are put in as they are."""
-    from brittle.report import unit_page
 
+    sections = _sections(report)
     environment = templates()
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"isolated": _isolated, "themed": _themed}
@@ -87,8 +91,17 @@ def html(report: Report) -> str:
         provenance=_provenance(report),
         **_figures(report),
         **_stepper(report),
-        **unit_page.contents(report),
+        sections=sections,
+        **sections,
     )
+
+
+def _sections(report: Report) -> dict[str, dict[str, Any]]:
+    """What the section of each kind of cell shows, by the kind's NAME; those that have nothing to show are left out."""
+    views = (f"{kind.__name__.rpartition('.')[0]}.view" for kind in TABLES)
+    drawn = (import_module(view) if find_spec(view) else None for view in views)
+    shown = {kind.NAME: view.section(report) for kind, view in zip(TABLES, drawn, strict=True) if view is not None}
+    return {name: section for name, section in shown.items() if section}
 
 
 def _isolated(text: object) -> Markup:
@@ -100,7 +113,7 @@ def _isolated(text: object) -> Markup:
 
 def _themed(colour: str) -> str:
     """A colour of a legend: the page's own variable where there is one, so that it can be seen on light and on dark."""
-    from brittle.report.figures import COLOURS, INK
+    from brittle.drawing.charts import COLOURS, INK
 
     if colour == INK:
         return "currentColor"

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from brittle.drawing.image_grid import data_uri, legible, picture
 from brittle.report.contents import BOTH, Attack, Found, Report
-from brittle.report.pictures import data_uri, legible, picture, shown_attack, shown_models
+from brittle.report.pictures import shown_attack, shown_models
 
 IMAGES = 10  # of each model: one a class where there are no more classes
 _DIGITS = 5  # significant digits of a logit

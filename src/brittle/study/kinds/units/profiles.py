@@ -12,15 +12,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from brittle.drawing.charts import STYLE, WIDTH, svg_of
+from brittle.drawing.image_grid import data_uri, diverging, escaped, legible, picture, text
 from brittle.measures import Mean, mean_of_seeds
-from brittle.report.contents import Report
-from brittle.report.figures import STYLE, WIDTH, svg_of
-from brittle.report.knockouts import tables
-from brittle.report.pictures import data_uri, diverging, escaped, legible, picture, text
 from brittle.study.kinds.units.cell import Units
+from brittle.study.kinds.units.knockouts import tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from brittle.report.contents import Report
 
 RANKED = 8  # strongest and weakest units of a class in the table, as in Lo and Ding, table III
 _IMAGES = 3  # of each class in the diagrams, as in their table II

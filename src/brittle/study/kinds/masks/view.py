@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -11,10 +12,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from brittle.attacks.masks import ETA_SCALE
-from brittle.report.contents import Model, Report
-from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
-from brittle.report.pictures import data_uri, escaped, legible, picture, text
+from brittle.drawing.charts import COLOURS, INK, STYLE, WIDTH, banded, svg_of
+from brittle.drawing.image_grid import data_uri, escaped, legible, picture, text
 from brittle.study.kinds.masks.cell import WAYS, Masks
+
+if TYPE_CHECKING:
+    from brittle.report.contents import Model, Report
 
 _TITLES = {
     "trained": "training images",
@@ -121,3 +124,13 @@ def examples(report: Report) -> str:
                 f"{text(left, top + _TILE + 14, note, 'quiet')}</g>"
             )
     return "".join([*parts, "</svg>"])
+
+
+def section(report: Report) -> dict[str, Any]:
+    """What section.html shows, figures as markup; empty if no masks are done."""
+    from markupsafe import Markup
+
+    if not tables(report):
+        return {}
+    figures = {"curves": curves(report), "examples": examples(report), "histograms": histograms(report)}
+    return {"figures": {name: Markup(svg) for name, svg in figures.items()}, "colours": COLOUR}

@@ -41,10 +41,10 @@ def _replace(path: Path, text: str) -> None:
 
 def templates() -> Environment:
     """Where the templates of pages are found; only figures made by brittle are put in as they are."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("brittle", "report"),
+        loader=ChoiceLoader([PackageLoader("brittle", "report"), PackageLoader("brittle", "study/kinds")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

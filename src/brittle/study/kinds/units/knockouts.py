@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from brittle.report.contents import Model, Report
-from brittle.report.figures import COLOURS, INK, STYLE, WIDTH, banded, svg_of
-from brittle.report.pictures import legible
+from brittle.drawing.charts import COLOURS, INK, STYLE, WIDTH, banded, svg_of
+from brittle.drawing.image_grid import legible
 from brittle.study.kinds.units.cell import RANDOM, Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from brittle.report.contents import Model, Report
 
 COLOUR = {"strongest": COLOURS[1], "weakest": COLOURS[0], RANDOM: INK, "least active": COLOURS[2]}
 _DASHES = {RANDOM: (0, (3.2, 1.8)), "least active": (0, (1, 1.2))}
