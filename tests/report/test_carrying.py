@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from brittle.report.unit_page import contents
 
 from brittle.report.contents import Model, Provenance, Report
 from brittle.report.results import as_json
 from brittle.study.kinds.carriers import view as carrying
 from brittle.study.kinds.carriers.cell import Carriers
+from brittle.study.kinds.carriers.view import section
 from brittle.study.kinds.units import view
 from brittle.study.kinds.units.cell import Units
 
@@ -99,7 +99,7 @@ def test_what_is_restored_is_counted_where_clean_images_are_kept():
 def test_a_network_that_nothing_fooled_is_left_out():
     seen = report(model("plain", 0, carried=carriers([0] * 4, images=0)))
     assert carrying.tables(seen) == {}
-    assert contents(seen)["carriers"] == {}
+    assert section(seen) == {}
 
 
 def test_the_curves_are_in_the_results_as_numbers():
