@@ -54,7 +54,8 @@ def test_busy_cores_are_left_to_others(monkeypatch, busy: int, idle: int):
 
 
 def test_the_commands_threads_wait_passively_unless_the_user_says_otherwise():
-    code = "import os; from brittle import cli; cli.app = lambda: print(os.environ['OMP_WAIT_POLICY']); cli.main()"
+    code = "import os; from brittle.cli import main as cli\n"
+    code += "cli.app = lambda: print(os.environ['OMP_WAIT_POLICY'])\ncli.main()"
     plain = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     for given, said in ({}, "PASSIVE\n"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE\n"):
         done = subprocess.run(
