@@ -27,8 +27,10 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
 
     >>> str(unknown("data set", "minst", ["digits", "mnist"]))
     "unknown data set 'minst': did you mean 'mnist'? (known: digits, mnist)"
+    >>> str(unknown("data set", "faces", ["digits", "mnist"]))
+    "unknown data set 'faces' (known: digits, mnist)"
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5) if isinstance(name, str) else []
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return InputError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(known)})")
+    hint = f": did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
