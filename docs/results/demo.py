@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 def audits(results: dict[str, Any]) -> str:
     """The verdicts as a table, in percent."""
     lines = [
-        "| model | verdict | clean | common attack | everything | undefended |",
+        "| model | verdict | clean | baseline attack | all attacks | undefended |",
         "| --- | --- " + "| ---: " * 4 + "|",
     ]
     for model in results["models"]:
@@ -39,7 +39,7 @@ def main() -> None:
         started = time.monotonic()
         brittle("demo", "--store", home, "-q")
         again = time.monotonic() - started
-        wanted = {"demo-gradients.png": "Why: gradients too small", "demo-images.png": "Originals, and what"}
+        wanted = {"demo-gradients.png": "Why: gradients too small", "demo-images.png": "Test images before and after"}
         page = Path(home) / "reports" / "quickstart" / "report.html"
         pictures(page, {HERE / name: title for name, title in wanted.items()})
     text = f"""# The demo

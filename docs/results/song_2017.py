@@ -23,8 +23,8 @@ FIGURES = {
     "success.png": "The same attacks, computed twice",
     "pixels.png": "How many pixels it takes",
     "gradients.png": "Why: gradients too small",
-    "images.png": "Originals, and what",
-    "saliency.png": "What the loss is sensitive to",
+    "images.png": "Test images before and after",
+    "saliency.png": "Gradient of the loss by pixel",
     "steps.png": "Step by step",
 }
 
