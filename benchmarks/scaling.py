@@ -51,19 +51,19 @@ def on_ray(store: Store) -> Executor:
 
 
 def took(cells: list[Cell] | tuple[Cell, ...], executor: Callable[[Store], Executor]) -> float:
-    """Seconds that the cells take in an empty store, once the executor are there."""
+    """Seconds that the cells take in an empty store, once the executor is there."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         warm = empty(4, "warm")
         made = executor(store)
-        close, made.close = made.close, lambda: None  # type: ignore[method-assign]
+        shutdown, made.shutdown = made.shutdown, lambda: None  # type: ignore[method-assign]
         try:
             scheduler.run(warm, store, made)
             started = time.monotonic()
             ran = scheduler.run(cells, store, made)
             seconds = time.monotonic() - started
         finally:
-            close()
+            shutdown()
         assert ran.done == len(cells), ran.failed
         return seconds
 

@@ -368,9 +368,7 @@ def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
         def begin(self, cell):
             self.begun += 1
             if self.begun in (2, 5):
-                os.kill(
-                    next(hand for hand in executor._processes if hand.cell == cell).process.pid or 0, signal.SIGKILL
-                )
+                os.kill(next(hand for hand in executor._workers if hand.cell == cell).process.pid or 0, signal.SIGKILL)
 
     heard = Kills()
     ran = scheduler.run(plan.cells, shared, executor, heard)
@@ -378,7 +376,7 @@ def test_processes_find_what_one_finds_and_a_killed_one_is_replaced(tmp_path):
     assert len(heard.said) == 2
     assert "its process was killed by signal 9; computing it again" in heard.said[0]
     assert hashes(shared) == hashes(alone)
-    assert not any(one.process.is_alive() for one in executor._processes)
+    assert not any(one.process.is_alive() for one in executor._workers)
 
 
 @pytest.mark.parametrize(
@@ -404,7 +402,7 @@ def test_more_workers_than_the_machine_has_places_for_are_not_started(monkeypatc
     with pytest.warns(UserWarning, match="2 workers instead of 1000: this machine has 2 cores"):
         executor = LocalPool(WorkerConfig(tmp_path), 1000)
     assert executor.capacity == 2
-    assert executor._processes == []  # each is started when there is a cell for it
+    assert executor._workers == []  # each is started when there is a cell for it
     executor.shutdown()
 
 

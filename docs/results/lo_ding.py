@@ -29,11 +29,11 @@ from brittle.study.store.store import Store
 FOLDER = Path(__file__).parent / "lo-ding"
 FACES, CIFAR10 = "lo-ding-faces", "lo-ding-cifar10"
 FIGURES = {
-    "profiles": "Which units each class rests on",
-    "networks": "The network as each image uses it",
-    "knockout": "What goes when units go",
-    "by-class": "The same for each class",
-    "moves": "What each class is taken for",
+    "profiles": "Gradient of each unit, by class",
+    "networks": "Units that each image uses",
+    "knockout": "Error against the number of silenced units",
+    "by-class": "silenced units, for each class",
+    "moves": "Predictions for each class as units are silenced",
 }
 MASKS = {"masks": "How strong a mask must be", "examples": "Images and their masks", "gradients": "Gradients with"}
 

@@ -22,9 +22,9 @@ STUDY = "mandal-guo-small"
 CIFAR10 = "mandal-guo-cifar10"
 FIGURES = {
     "networks": "What temperature and distillation do to the networks",
-    "robustness": "How large a change it takes, against the temperature",
+    "robustness": "Smallest perturbation, against the temperature",
     "generations": "Generation after generation",
-    "survival": "How many images survive how large a change",
+    "survival": "Accuracy against the size of the perturbation",
 }
 MATRICES = {"l2": "carlini_l2_every", "linf": "carlini_linf_every", "l0": "carlini_l0_every"}
 
@@ -127,12 +127,12 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         results, page = report(store, STUDY, Path(scratch) / "small")
-        matrices = {FOLDER / f"matrix-{name}.png": f"into each other by {label}" for name, label in MATRICES.items()}
+        matrices = {FOLDER / f"matrix-{name}.png": f"each other class by {label}" for name, label in MATRICES.items()}
         pictures(page, {FOLDER / f"{name}.png": title for name, title in FIGURES.items()} | matrices)
         rest = ""
         if CIFAR10 in Store(store).studies():
             other, page = report(store, CIFAR10, Path(scratch) / "cifar10")
-            matrices = {FOLDER / "cifar10-matrix-l2.png": f"into each other by {MATRICES['l2']}"}
+            matrices = {FOLDER / "cifar10-matrix-l2.png": f"each other class by {MATRICES['l2']}"}
             wanted = {FOLDER / f"cifar10-{name}.png": title for name, title in FIGURES.items()}
             pictures(page, wanted | matrices)
             rest = f"""

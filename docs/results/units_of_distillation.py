@@ -24,9 +24,9 @@ from brittle.study.store.store import Store
 FOLDER = Path(__file__).parent / "units-of-distillation"
 STUDIES = {"digits": "units-of-distillation-digits", "mnist": "units-of-distillation-mnist"}
 FIGURES = {
-    "profiles": "Which units each class rests on",
-    "knockout": "What goes when units go",
-    "carriers": "What is left when carriers go",
+    "profiles": "Gradient of each unit, by class",
+    "knockout": "Error against the number of silenced units",
+    "carriers": "Accuracy as units are silenced",
 }
 
 

@@ -31,8 +31,19 @@ from brittle.measures import Paired, Share, accuracy, paired, share
 from brittle.models.networks import frozen, logits_of, seeded
 from brittle.progress import Progress, barred, silent
 
-__all__ = ["CAUSES", "Audit", "Check", "Curve", "Gradients", "ModelFacts", "Picture", "Step", "Verdict", "audit"]
-__all__ += ["usual_eps"]
+__all__ = [
+    "CAUSES",
+    "Audit",
+    "Check",
+    "Curve",
+    "Gradients",
+    "ModelFacts",
+    "Picture",
+    "Step",
+    "Verdict",
+    "audit",
+    "usual_eps",
+]
 
 NORMS = get_args(Norm)
 TURNS = 32  # attacks that progress is told of, about

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -284,7 +285,7 @@ class Suite:
             exact = "Song's algorithm 3 in exact arithmetic"
             yield exact, "scale", lambda x, y: song_3(view, x, y, max_pixels=most), None
             yield "Carlini and Wagner's L0", "budget", lambda x, y: carlini_l0(view, x, y), None
-        changes = lambda x, y: song_2(self.unscaled, x, y, max_pixels=most)  # noqa: E731
+        changes = partial(song_2, self.unscaled, max_pixels=most)
         if not follows:  # algorithm 2 asks for outputs alone, and is then the baseline
             yield "Song's algorithm 2", None, changes, None
         if passable is not None and has_gradient(passable, self.best_found.images):

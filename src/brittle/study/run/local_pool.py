@@ -73,35 +73,35 @@ class LocalPool:
                 f"{_memory() / 1e9:.1f} GB of memory free, of which each worker needs {(WORKER + data) / 1e9:.1f} GB",
                 stacklevel=2,
             )
-        self._processes: list[_Process] = []
+        self._workers: list[_WorkerProcess] = []
 
     @property
     def capacity(self) -> int:
         """How many more cells they would take now."""
-        return self._count - sum(process.cell is not None for process in self._processes)
+        return self._count - sum(worker.cell is not None for worker in self._workers)
 
     def submit(self, cell: Cell) -> None:
         """Gives a cell to one that has nothing to do; starts one if all have."""
-        process = next((process for process in self._processes if process.cell is None), None)
-        if process is None:
-            process = _Process(self._place)
-            self._processes.append(process)
-        process.begin(cell)
+        worker = next((worker for worker in self._workers if worker.cell is None), None)
+        if worker is None:
+            worker = _WorkerProcess(self._place)
+            self._workers.append(worker)
+        worker.begin(cell)
 
     def poll(self, tell: Callable[[CellProgress | Message], None], timeout: float) -> Sequence[Finished]:
         """Waits for a word of any."""
-        wait([source for process in self._processes for source in (process.pipe, process.process.sentinel)], timeout)
-        return [end for process in self._processes for end in process.poll(tell)]
+        wait([source for worker in self._workers for source in (worker.pipe, worker.process.sentinel)], timeout)
+        return [end for worker in self._workers for end in worker.poll(tell)]
 
     def shutdown(self) -> None:
         """Stops all, at once: the system frees their locks."""
-        for process in self._processes:
-            process.process.terminate()
-        for process in self._processes:
-            process.process.join()
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
 
 
-class _Process:
+class _WorkerProcess:
     """One process, and what it has in work; and how many have died in a row before they said anything."""
 
     def __init__(self, place: WorkerConfig) -> None:

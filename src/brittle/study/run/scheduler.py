@@ -240,7 +240,7 @@ def run(plan: Sequence[Cell], store: Store, executor: Executor, watch: Watch | N
     Args:
         plan: cells, parents before children.
         store: where finished cells lie; cells that are there and whole are not done again.
-        executor: who does the others, in this store. They are closed at the end, however that comes.
+        executor: computes the others, in this store. It is shut down at the end, however that comes.
         watch: told of progress.
 
     Raises:
@@ -351,19 +351,19 @@ def recall(store: Store, key: str, made: dict[str, Cell] | None = None, *, trust
 
 def _recalled(key: str, record: Mapping[str, Any], made: Mapping[str, Cell], trust: bool) -> Cell:
     """The cell of one record. Its key is compared before any name in it is resolved."""
-    if record["function"] in FUNCTIONS:
-        cell = new_cell(
-            record["title"],
-            record["function"],
-            record["params"],
-            {role: made[parent] for role, parent in record["parents"].items()},
-            digest=record["data"],
-            environment=record["environment"],
-        )
-    else:
-        cell = None
-    if cell is None or cell.key != key:
-        raise InputError(f"cell {key[:8]} ({record['title']}) was made by another version of brittle; make it again")
+    another = InputError(f"cell {key[:8]} ({record['title']}) was made by another version of brittle; make it again")
+    if record["function"] not in FUNCTIONS:
+        raise another
+    cell = new_cell(
+        record["title"],
+        record["function"],
+        record["params"],
+        {role: made[parent] for role, parent in record["parents"].items()},
+        digest=record["data"],
+        environment=record["environment"],
+    )
+    if cell.key != key:
+        raise another
     if cell.function in NETWORKS:
         lookup.network(cell.params["network"], trust)
     if cell.function == "attack":

@@ -25,7 +25,6 @@ from brittle.study.store.store import Store, Stored
 
 NAME = "audits"  # of its tables in a study, of its part of a study's record and of results.json
 OPTIONS = ("norm", "eps", "rows", "budget", "seed")
-BOUNDS = 4  # of an audit's curves
 
 
 class Table(ModelTable):
@@ -139,15 +138,16 @@ def cost(cell: Cell, counts: Counts) -> Needs:
     """
     params, budget = cell.params, BUDGETS[cell.params["budget"]]
     rows, steps = min(params["rows"], len(counts.data.test)), budget.steps
+    bounds = 4 if budget.probe else 7  # of the curves
     if params["norm"] == "l0":
         found = of_each_row(counts, "carlini_l0", {"max_iterations": 30, "restarts": 0}, None, False) * 1.5
         work = (found + Work(forwards=20, flips=counts.changes)) * rows
     else:
-        gradients = steps * (4 * rows + BOUNDS * rows + min(rows, 100) + min(rows, 16))
+        gradients = steps * (4 * rows + bounds * rows + min(rows, 100) + min(rows, 16))
         work = Work(forwards=20 * rows, gradients=gradients)
     needs = [(cell.parents["model"], work)]
     if "reference" in cell.parents:  # undefended, so that a walk ends after a third of its steps
-        needs.append((cell.parents["reference"], Work(gradients=steps * BOUNDS * rows / 3)))
+        needs.append((cell.parents["reference"], Work(gradients=steps * bounds * rows / 3)))
     return needs
 
 
