@@ -173,7 +173,7 @@ def test_models_are_audited_for_every_seed_beside_the_reference_of_the_same_seed
     made = {cell.title: cell for cell in plan.cells if cell.function == "audit"}
     assert len(made) == 2 * (len(TABLES["models"]) + 1)
     after = {cell.title: plan.cells[place + 1].title for place, cell in enumerate(plan.cells[:-1])}
-    assert after["measure plain, seed 0"] == "audit quick of plain, seed 0"  # the verdict comes before the attacks
+    assert after["train plain, seed 0"] == "audit quick of plain, seed 0"  # the verdict is the first that is known
     for seed in (0, 1):
         beside = made[f"audit quick of student, seed {seed}"]
         assert beside.parents["reference"].title == f"train plain, seed {seed}"

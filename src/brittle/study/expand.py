@@ -75,7 +75,7 @@ def expand(study: Study, data: Data, *, device: str, dtype: str, given: Mapping[
                 asked = _asked(study, name, variant, seed, variants, data, environment)
                 models.append(entry | {kind: _listed(tables) for kind, tables in asked.items()})
                 *others, audits = asked.values()  # a verdict as early as can be
-                cells += [measure, *audits.values(), *attacks, *(cell for tables in others for cell in tables.values())]
+                cells += [*audits.values(), measure, *attacks, *(cell for tables in others for cell in tables.values())]
     record = {
         "name": study.name,
         "title": study.title,
