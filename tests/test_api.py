@@ -193,7 +193,7 @@ MARKED = replace(data_of(SPLIT), name="<b>", classes=("<i>", *(f"class {i}" for 
         (
             MARKED,
             "Data('<b>': 12 / 12 / 12 images of 3 x 4 x 5, 31 classes)",
-            ["validation  12 images", "31: <i>, class 0, class 1", "class 8, ...", "arrays"],
+            ["validation  12 images", "3 of 31: <i>, class 0, class 1", "arrays"],
         ),
         (
             FITTED,

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from brittle import data
-from brittle.data import Data, Split
+from brittle.data import Data, Split, builtin
 from brittle.errors import InputError
 
 MNIST_TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
@@ -249,7 +249,7 @@ def test_cifar10_is_checked_against_the_published_files(tmp_path: Path, monkeypa
         "well formed, but not the published file:"
     }
     monkeypatch.setattr(
-        data, "_CIFAR_MD5", {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+        builtin, "_CIFAR_MD5", {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
     )
     assert data.load("cifar10", tmp_path).source == "CIFAR-10, checked against the published files"
     assert {check.note for check in data.check("cifar10", tmp_path)} == {"as published"}
@@ -361,9 +361,9 @@ def test_layout_is_for_arrays_only():
 
 def test_fetch_reads_what_it_got(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A file of the right name and the wrong content is not passed over because it is there."""
-    mnist = data._KNOWN["mnist"]
+    mnist = builtin._KNOWN["mnist"]
     alone = replace(mnist, published=replace(mnist.published, files=("t10k-labels-idx1-ubyte",)))
-    monkeypatch.setitem(data._KNOWN, "mnist", alone)
+    monkeypatch.setitem(builtin._KNOWN, "mnist", alone)
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"t10k-labels-idx1-ubyte: content has sha256 \w+ \(7 bytes\)"):

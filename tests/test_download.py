@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from brittle import data
-from brittle.data import download
+from brittle.data import builtin, download
 from brittle.data.download import Published, Remote
 from brittle.errors import InputError
 
@@ -230,14 +230,14 @@ def test_mnist_is_downloaded_and_read(
     mirrors: Mirrors, tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The real files; only the .gz checksums are those of this copy, which may have been compressed again."""
-    known = data._KNOWN["mnist"]
+    known = builtin._KNOWN["mnist"]
     files = {remote.name: (data_root / "mnist" / remote.name).read_bytes() for remote in known.published.remotes}
     mirrors.files = {f"/one/{name}": content for name, content in files.items()}
     here = tuple(
         replace(remote, md5=md5(files[remote.name]), mirrors=(f"{mirrors.address}/one/",))
         for remote in known.published.remotes
     )
-    monkeypatch.setitem(data._KNOWN, "mnist", replace(known, published=replace(known.published, remotes=here)))
+    monkeypatch.setitem(builtin._KNOWN, "mnist", replace(known, published=replace(known.published, remotes=here)))
     assert len(data.load("mnist", tmp_path).test) == 10_000
     assert data.fetch("mnist", tmp_path) == tmp_path / "mnist"
     assert len(mirrors.asked) == 4
@@ -245,7 +245,7 @@ def test_mnist_is_downloaded_and_read(
 
 def test_the_published_label_files_have_the_published_md5(data_root: Path):
     """Those of this copy are as LeCun compressed them, so they hold the checksums that downloads are held to."""
-    for remote in data._KNOWN["mnist"].published.remotes:
+    for remote in builtin._KNOWN["mnist"].published.remotes:
         if "labels" in remote.name:
             content = (data_root / "mnist" / remote.name).read_bytes()
             assert (md5(content), len(content)) == (remote.md5, remote.size)
@@ -253,7 +253,7 @@ def test_the_published_label_files_have_the_published_md5(data_root: Path):
 
 
 def test_mirrors_are_addresses_of_folders():
-    for known in data._KNOWN.values():
+    for known in builtin._KNOWN.values():
         for remote in known.published.remotes:
             assert len(remote.mirrors) >= 2
             assert all(mirror.startswith("https://") and mirror.endswith("/") for mirror in remote.mirrors)
