@@ -54,11 +54,8 @@ def test_folder_is_split_by_class(tmp_path: Path):
     seen: list[tuple[int, int, str]] = []
     read = data.load(tmp_path / "own", progress=lambda done, total, note="": seen.append((done, total, note)))
     assert (read.name, read.classes, read.image_shape) == ("own", ("ant", "zebra"), (1, 4, 6))
-    assert (
-        read.source
-        "local folder of images: 60 images of 2 classes, 6 x 4 pixels; "
-        "split 42 / 9 / 9 at random by class; left out: 1 .txt"
-    )
+    said = "60 images of 2 classes, 6 x 4 pixels; split 42 / 9 / 9 at random by class; left out: 1 .txt"
+    assert read.source == f"local folder of images: {said}"
     assert [split.labels.bincount().tolist() for split in (read.train, read.validation, read.test)] == [
         [14, 28],
         [3, 6],
