@@ -44,8 +44,7 @@ class Does(nn.Module):
     def forward(self, images):
         return self.what(self.net(images))
 
-def is_tuple(): return Does(lambda z: (z, z))
-def is_dict(): return Does(lambda z: {"logits": z})
+def is_dict(): return Does(lambda z: {"scores": z, "features": z})
 def is_nan(): return Does(lambda z: z * float("nan"))
 def one_class(): return Does(lambda z: z, 1)
 def five_classes(): return Does(lambda z: z, 5)
@@ -264,10 +263,12 @@ def test_progress_says_what_is_tried_and_how_much_is_left(run):
         (["audit_mine:nett"], "did you mean 'net'?"),
         (["audit_mine:no_batch_of_one"], "the model fails on images (1, 1, 28, 28)"),
         (["audit_mine:is_nan"], "the model must return finite logits"),
-        (["audit_mine:is_tuple"], "the model must return one tensor of logits, got a tuple"),
-        (["audit_mine:is_dict"], "the model must return one tensor of logits, got a dict"),
+        (
+            ["audit_mine:is_dict"],
+            "the model must return one tensor of logits, or a dict or an object with 'logits', got",
+        ),
         (["audit_mine:flat"], "with K >= 2, got shape (10,)"),
-        (["audit_mine:one_class"], "with K >= 2, got shape (1, 1)"),
+        (["audit_mine:one_class"], "labels must lie in 0..1, as the model has 2 outputs"),
         (["audit_mine:five_classes"], "as the model has 5 outputs"),
         (["audit_mine:net", "--eps", "0"], "eps must be positive and finite, got 0"),
         (["audit_mine:net", "--eps", "1.5"], "eps must be at most 1 in L-infinity"),

@@ -78,9 +78,9 @@ def test_the_door_sees_probabilities_randomness_16_bits_and_training_mode():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: (x, x), "must return one tensor of logits, got a tuple"),
-        (lambda x: {"logits": x}, "must return one tensor of logits, got a dict"),
-        (lambda x: x.flatten(1)[:, :1], r"must return logits \(1, K\) with K >= 2, got shape \(1, 1\)"),
+        (lambda x: (None, 3), "the model must return one tensor of logits, .*, got a tuple without a tensor"),
+        (lambda x: {"a": x, "b": x}, "the model must return one tensor of logits, .*, got a dict with 'a', 'b'"),
+        (lambda x: x.flatten(1)[:, :0], r"must return logits \(1, K\) with K >= 2, got shape \(1, 0\)"),
         (lambda x: x.flatten(1)[:, :2] * torch.nan, "must return finite logits"),
         (lambda x: x @ torch.zeros(7, 7), r"the model fails on images \(1, 1, 6, 6\)"),
         (lambda x: x.flatten(1)[:, :3], r"labels must lie in 0\.\.2, as the model has 3 outputs"),
@@ -485,8 +485,8 @@ def test_a_network_that_has_not_learned_is_said_first_and_is_no_reference():
     beside = audit(model, split_of(model, 60), eps=0.1, budget="quick", reference=dead)
     assert beside.reference is None
     assert any(one.startswith("The reference was not used, as it has not learned") for one in beside.door.remedies)
-    with pytest.raises(InputError, match="the reference must return one tensor of logits, got a tuple"):
-        audit(model, split_of(model, 20), reference=Made(lambda x: (x, x)))
+    with pytest.raises(InputError, match=r"the reference must return one tensor of logits, .*, got a list"):
+        audit(model, split_of(model, 20), reference=Made(lambda x: [1]))
 
 
 # In Python ------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from brittle.errors import InputError, unknown
+from brittle.models.classifier import as_classifier
 from brittle.models.softmax import TEMPERATURES
 
 P = ParamSpec("P")
@@ -41,15 +42,25 @@ Strengths = Annotated[Sequence[NonNegative], Range(lambda values: len(values) > 
 
 
 def checked(attack: Callable[P, R]) -> Callable[P, R]:
-    """The attack with its options checked before it begins, and with gradients wherever it is called."""
+    """The attack with its options checked before it begins, and with gradients wherever it is called.
+
+    A model that is a plain function, or has one output for two classes, is given to it as a classifier.
+    """
 
     @functools.wraps(attack)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         check_options(attack, kwargs)
         with torch.inference_mode(False), torch.enable_grad():
-            return attack(*args, **kwargs)
+            return attack(*_as_classifier(*args), **kwargs)
 
     return run
+
+
+def _as_classifier(model: Any, *others: Any) -> tuple[Any, ...]:
+    """The arguments with the model as a classifier, where the next argument is images to ask it about."""
+    images = others[0] if others else None
+    asked = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point() and images.numel() > 0
+    return (as_classifier(model, images) if asked and callable(model) else model, *others)
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, object], *, given: Collection[str] = ()) -> None:

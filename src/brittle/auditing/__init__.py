@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from brittle.data import Data, Split, as_split
 from brittle.data.arguments import typed
 from brittle.errors import InputError, unknown
 from brittle.measures import Paired, Share, accuracy, paired, share
+from brittle.models.classifier import as_classifier
 from brittle.models.networks import frozen, logits_of, seeded
 from brittle.progress import Progress, barred, silent
 
@@ -193,14 +194,14 @@ class Audit:
 @typed
 @barred("auditing")
 def audit(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     split: Split | Data | tuple[Any, Any] | Dataset[Any] | DataLoader[Any],
     *,
     norm: Norm = "linf",
     eps: float | None = None,
     rows: int = 1000,
     budget: str = "standard",
-    reference: nn.Module | None = None,
+    reference: nn.Module | Callable[[Tensor], Any] | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -208,8 +209,8 @@ def audit(
     """Attacks a model in every way it can, and says whether it is robust, masked, broken, or cannot tell.
 
     Args:
-        model: images in [0, 1] to logits, (B, C, H, W) -> (B, K), K >= 2. Attacked where its weights are, in
-            evaluation mode, and left as it was.
+        model: images in [0, 1] to logits, (B, C, H, W) -> (B, K), K >= 2, or one output (B,) or (B, 1) for two classes;
+            a module or any callable. Attacked where its weights are, in evaluation mode, and left as it was.
         split: images that the model was not trained on, and their labels, in any form that `data.as_split` takes.
         norm: of the perturbations: 'linf', 'l2' or 'l0', which counts pixels.
         eps: the largest perturbation allowed, > 0; in L-infinity at most 1. `usual_eps` when not given.
@@ -232,6 +233,8 @@ def audit(
     progress = progress or silent
     _check_request(norm, eps, rows, budget)
     chosen, split = _chosen(model, split, rows)
+    model = as_classifier(model, split.images)
+    reference = None if reference is None else as_classifier(reference, split.images)
     usual = usual_eps(split.images, norm)
     eps = usual if eps is None else float(eps)
     with seeded(seed), warnings.catch_warnings():
@@ -317,7 +320,7 @@ def _check_request(norm: str, eps: float | None, rows: int, budget: str) -> None
         raise InputError(f"rows must be at least 1, got {rows}")
 
 
-def _chosen(model: nn.Module, given: Any, rows: int) -> tuple[str, Split]:
+def _chosen(model: nn.Module | Callable[[Tensor], Any], given: Any, rows: int) -> tuple[str, Split]:
     """How the images were chosen, in words; and the images, where the model is."""
     whole = given.test if isinstance(given, Data) else given
     split = as_split(given, rows)
@@ -325,7 +328,8 @@ def _chosen(model: nn.Module, given: Any, rows: int) -> tuple[str, Split]:
         chosen = f"all {len(split)} given" if len(split) < rows else f"{rows} drawn at random, with a fixed seed"
     else:
         chosen = f"all {len(whole)} given" if len(split) == len(whole) else f"the first {len(split)} of {len(whole)}"
-    device = next((p.device for p in model.parameters()), split.images.device)
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    device = next((p.device for p in weights), split.images.device)
     return chosen, split.to(device)
 
 

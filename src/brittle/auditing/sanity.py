@@ -11,7 +11,7 @@ from brittle.attacks.result import BATCH, logits_in_batches
 from brittle.data import Split
 from brittle.errors import InputError, first_line
 from brittle.measures import Share, accuracy
-from brittle.models.networks import frozen, logits_of, parameter_dtype
+from brittle.models.networks import frozen, logits_of
 
 RUNS = 5  # of which all must agree
 ALONE = 16  # images that are compared alone and in a batch
@@ -133,11 +133,11 @@ def check_outputs(name: str, model: nn.Module, images: Tensor, labels: Tensor) -
     for batch in (images[:1], images[:2]):
         try:
             with frozen(model), torch.no_grad():
-                outputs = model(batch.to(parameter_dtype(model)))
+                outputs = logits_of(model, batch)
+        except InputError as error:
+            raise InputError(str(error).replace("the model", name, 1)) from error
         except Exception as error:  # a model's code may raise anything
             raise InputError(f"{name} fails on images {tuple(batch.shape)}: {first_line(error)}") from error
-        if not isinstance(outputs, Tensor):
-            raise InputError(f"{name} must return one tensor of logits, got a {type(outputs).__name__}")
         if outputs.ndim != 2 or len(outputs) != len(batch) or outputs.shape[1] < 2:
             expected = f"({len(batch)}, K) with K >= 2"
             raise InputError(f"{name} must return logits {expected}, got shape {tuple(outputs.shape)}")

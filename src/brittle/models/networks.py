@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError
+from brittle.models.outputs import tensor_of
 
 
 def papernot_mnist(
@@ -242,11 +243,9 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         (B, K), float32, or float64 if the model computes in float64. Gradients flow through.
 
     Raises:
-        InputError: if the model returns anything but one tensor.
+        InputError: if there are no logits in what the model returns; see `outputs.tensor_of`.
     """
-    logits = model(images.to(parameter_dtype(model), copy=True))
-    if not isinstance(logits, Tensor):
-        raise InputError(f"the model must return one tensor of logits, got a {type(logits).__name__}")
+    logits = tensor_of(model(images.to(parameter_dtype(model), copy=True)))
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -270,19 +269,20 @@ def input_gradient(output: Tensor, inputs: Tensor, *, retain_graph: bool = False
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode and no parameter gradients inside; modes, flags and buffers as they were on the way out.
 
-    Buffers change where batch normalisation stays in training mode all the same, or a model counts its calls.
+    Buffers change where batch normalisation stays in training mode all the same, or a model counts its calls. A module
+    without modes, as an exported graph or frozen TorchScript is, stays as it is.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [
         (
             module,
             {name: (buffer, None if buffer is None else buffer.clone()) for name, buffer in module._buffers.items()},
         )
-        for module, _ in modes
+        for module in model.modules()
     ]
     try:
-        model.eval()
+        _evaluated(model)
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         yield model
@@ -293,6 +293,16 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
         for module, kept in buffers:
             _put_back(module, kept)
+
+
+def _evaluated(model: nn.Module) -> None:
+    """Evaluation mode, also of a model that holds an exported graph, which refuses to be asked for it."""
+    try:
+        model.eval()
+    except (NotImplementedError, RuntimeError, AttributeError):
+        for module in model.modules():
+            if getattr(module, "training", False):
+                module.training = False
 
 
 def _put_back(module: nn.Module, buffers: dict[str, tuple[Tensor | None, Tensor | None]]) -> None:
