@@ -211,13 +211,8 @@ def test_what_is_no_tensor_or_has_no_gradient_is_refused():
             return self.answer(images.flatten(1))
 
     images = torch.rand(2, 1, 2, 2, requires_grad=True)
-    for answer, kind in (
-        (lambda z: (z, z), "tuple"),
-        (lambda z: {"logits": z}, "dict"),
-        (lambda z: z.tolist(), "list"),
-    ):
-        with pytest.raises(InputError, match=f"must return one tensor of logits, got a {kind}"):
-            logits_of(Answers(answer), images)
+    with pytest.raises(InputError, match=r"must return one tensor of logits, .*, got a list without a tensor"):
+        logits_of(Answers(lambda z: z.tolist()), images)
     weight = torch.ones(4, requires_grad=True)
     for answer in (lambda z: z.detach(), lambda z: z.long(), lambda z: weight.expand(2, 4)):
         with pytest.raises(InputError, match="no gradient with respect to the images"):
