@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.attacks.options import Count, Positive, Seed, Strengths, checked
-from brittle.attacks.result import BATCH, AttackResult, Bound, Request, check_request, checked_images, frozen, logits_of
+from brittle.attacks.result import BATCH, AttackResult, Bound, Request, check_request, checked_images, frozen
 from brittle.errors import InputError, unknown
-from brittle.models.networks import input_gradient
+from brittle.models.inference import answers, differentiated, logits_in_batches
+from brittle.models.networks import input_gradient, logits_of, needed
 from brittle.models.softmax import log_odds
 from brittle.progress import Progress, part, silent
 
@@ -196,14 +197,17 @@ def target_gradient(model: nn.Module, images: Tensor, targets: Tensor, *, of: Ou
         raise unknown("output", of, get_args(Output))
     parts = []
     for rows, wanted in zip(images.split(BATCH), targets.split(BATCH), strict=True):
-        inputs = rows.detach().clone().requires_grad_(True)
-        with frozen(model), torch.enable_grad():
-            logits = logits_of(model, inputs)
-            odds = log_odds(logits, wanted)
-            output = logits.gather(1, wanted[:, None]).sum() if of == "logits" else -odds.sum()
-            gradient = input_gradient(output, inputs)
+
+        def output(logits: Tensor, part: slice, wanted: Tensor = wanted) -> Tensor:
+            one = wanted[part]
+            return logits.gather(1, one[:, None]) if of == "logits" else -log_odds(logits, one)
+
+        with frozen(model):
+            logits, gradient = differentiated(model, rows, output)
+        gradient = needed(gradient)
         if of == "softmax":  # dF_t/dx = -F_t (1 - F_t) dm/dx
-            gradient = gradient * _wide((F.logsigmoid(odds) + F.logsigmoid(-odds)).detach().exp()).to(gradient.dtype)
+            odds = log_odds(logits, wanted)
+            gradient = gradient * _wide((F.logsigmoid(odds) + F.logsigmoid(-odds)).exp()).to(gradient.dtype)
         parts.append(gradient)
     return torch.cat(parts)
 
@@ -233,7 +237,7 @@ def mask_curve(
             for first in range(0, len(images), BATCH):
                 rows = slice(first, first + BATCH)
                 changed = _added(images[rows], masks[rows], eta / ETA_SCALE, clip)
-                reached[place, rows] = logits_of(model, changed).argmax(1) == targets[rows]
+                reached[place, rows] = answers(model, changed).argmax(1) == targets[rows]
             progress(place + 1, len(etas))
     return reached
 
@@ -344,16 +348,15 @@ def _searched(asked: Request, masks: Tensor, etas: Sequence[float], clip: bool, 
     waiting = asked.waiting
     tried = [eta for eta in etas if eta > 0]
     for place, eta in enumerate(tried):
+        if not len(waiting):
+            break
         rest = []
         for rows in waiting.split(BATCH):
             changed[rows] = _added(asked.images[rows], masks[rows], eta / ETA_SCALE, clip)
-            with frozen(asked.model), torch.no_grad():
-                rest.append(rows[~asked.reached(logits_of(asked.model, changed[rows]), rows)])
+            rest.append(rows[~asked.reached(logits_in_batches(asked.model, changed[rows]), rows)])
         spent[waiting] += 1
         waiting = torch.cat(rest)
         progress((place + 1) * len(changed), len(tried) * len(changed))
-        if not len(waiting):
-            break
     return asked.measured(changed, forwards=spent, backwards=1)
 
 

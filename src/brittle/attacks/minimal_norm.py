@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.result import BATCH, AttackResult, as_wanted, check_request, frozen, logits_of
+from brittle.attacks.result import BATCH, AttackResult, as_wanted, check_request, frozen
 from brittle.attacks.streams import Streams
 from brittle.errors import InputError
-from brittle.models.networks import input_gradient
+from brittle.models.inference import differentiated
+from brittle.models.networks import needed
 from brittle.progress import Progress
 
 MOMENTS = (0.9, 0.999)  # Adam's
@@ -47,6 +48,8 @@ def closest(aim: Aim, norm: Norm, plan: Plan, progress: Progress) -> AttackResul
     best = Best.of(images)
     rows = torch.arange(len(images), device=images.device)
     waiting = rows[~aim.reached(asked.clean, rows)]
+    if not len(waiting):
+        return asked.measured(images, forwards=1, backwards=0, minimises=norm.p)
     with frozen(aim.model):
         live = norm.begin(aim, waiting[:BATCH], best)
         waiting = waiting[BATCH:]
@@ -104,13 +107,14 @@ class Aim:
 
         Where the model answers with NaN or more than a float holds, the gradient is 0: the search must not take it in.
         """
-        inputs = images.detach().requires_grad_(True)
-        with torch.enable_grad():
-            logits = logits_of(self.model, inputs)
-            lead = self.lead(logits, rows)
-            objective = lead.clamp(min=-self.confidence) if hinge else lead
-            gradient = input_gradient(objective.sum(), inputs).nan_to_num(0, 0, 0)
-        return lead.detach().to(images.dtype), gradient, self.reached(logits.detach(), rows)
+
+        def objective(logits: Tensor, part: slice) -> Tensor:
+            lead = self.lead(logits, rows[part])
+            return lead.clamp(min=-self.confidence) if hinge else lead
+
+        logits, gradient = differentiated(self.model, images, objective)
+        gradient = needed(gradient).nan_to_num(0, 0, 0)
+        return self.lead(logits, rows).to(images.dtype), gradient, self.reached(logits, rows)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from brittle.errors import InputError, unknown
 from brittle.models.classifier import as_classifier
+from brittle.models.inference import asking
 from brittle.models.softmax import TEMPERATURES
 
 P = ParamSpec("P")
@@ -38,6 +39,7 @@ Positive = Annotated[float, Range(lambda value: value > 0, "above 0")]
 NonNegative = Annotated[float, Range(lambda value: value >= 0, "of at least 0")]
 Portion = Annotated[float, Range(lambda value: 0 < value <= 1, "above 0 and at most 1")]
 Temperature = Annotated[float, Range(lambda value: TEMPERATURES[0] <= value <= TEMPERATURES[1], "from 1e-30 to 1e30")]
+BATCH_SIZE = inspect.Parameter("batch_size", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Count | None)
 Strengths = Annotated[Sequence[NonNegative], Range(lambda values: len(values) > 0, "and not empty")]
 
 
@@ -45,14 +47,22 @@ def checked(attack: Callable[P, R]) -> Callable[P, R]:
     """The attack with its options checked before it begins, and with gradients wherever it is called.
 
     A model that is a plain function, or has one output for two classes, is given to it as a classifier.
+
+    It takes a further option, `batch_size`: how many images go through a model at once, at most; as many as fit into
+    memory when not given. An attack that has one of its own, the examples of a step, keeps that.
     """
+    signature = inspect.signature(attack)
+    own = BATCH_SIZE.name in signature.parameters
 
     @functools.wraps(attack)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        batch_size = None if own else kwargs.pop(BATCH_SIZE.name, None)
         check_options(attack, kwargs)
-        with torch.inference_mode(False), torch.enable_grad():
+        with asking(batch_size), torch.inference_mode(False), torch.enable_grad():
             return attack(*_as_classifier(*args), **kwargs)
 
+    if not own:
+        vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), BATCH_SIZE])
     return run
 
 
@@ -99,7 +109,7 @@ def _name(function: Callable[..., Any]) -> str:
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return get_type_hints(inspect.unwrap(function), include_extras=True)
+        return {BATCH_SIZE.name: BATCH_SIZE.annotation, **get_type_hints(inspect.unwrap(function), include_extras=True)}
     except (NameError, TypeError, AttributeError):  # annotations of somebody else's that name what is not there
         return {}
 

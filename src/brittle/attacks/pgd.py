@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.attacks.options import Count, Positive, Seed, checked
-from brittle.attacks.result import BATCH, AttackResult, Bound, Request, as_wanted, check_request, frozen, logits_of
+from brittle.attacks.result import BATCH, AttackResult, Bound, Request, answers, as_wanted, check_request, frozen
 from brittle.attacks.streams import Streams
 from brittle.errors import InputError
+from brittle.models.inference import differentiated
 from brittle.models.softmax import log_odds
 from brittle.progress import Progress, silent
 
@@ -280,16 +281,9 @@ class _Walk:
 
     def _look(self, points: Tensor, rows: Tensor, turn: int, ends: bool) -> tuple[Tensor, Tensor | None]:
         if ends:
-            with torch.no_grad():
-                return logits_of(self.model, points), None
-        inputs = points.detach().requires_grad_(True)
-        with torch.enable_grad():
-            logits = logits_of(self.model, inputs)
-            objective = self.aim.falls(logits, rows, turn).sum()
-            if not objective.requires_grad:  # nothing differentiable lies between the image and the logits
-                return logits, torch.zeros_like(points)
-            (gradient,) = torch.autograd.grad(objective, inputs, allow_unused=True)
-        return logits.detach(), torch.zeros_like(points) if gradient is None else gradient
+            return answers(self.model, points), None
+        logits, gradient = differentiated(self.model, points, lambda z, part: self.aim.falls(z, rows[part], turn))
+        return logits, torch.zeros_like(points) if gradient is None else gradient
 
     def _size(self, step: int) -> float:
         return self.step_size * (fading(step, self.steps) if self.decay else 1.0)

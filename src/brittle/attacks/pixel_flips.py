@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brittle.attacks.result import BATCH, frozen, logits_of
+from brittle.attacks.result import BATCH, answers, frozen
 from brittle.models.networks import Scaled, parameter_dtype
 from brittle.progress import Progress, silent
 
@@ -85,7 +85,7 @@ def _whole(model: nn.Module, images: Tensor) -> Evaluate:
         for row, level, pixel in _batches(changes):
             batch = flat[row]
             batch[torch.arange(len(row)), :, pixel] = level[:, None].to(batch.dtype)
-            yield row, level, pixel, logits_of(model, batch.view(-1, *images.shape[1:]))
+            yield row, level, pixel, answers(model, batch.view(-1, *images.shape[1:]))
 
     return evaluate
 

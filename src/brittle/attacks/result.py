@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError, first_line
+from brittle.models.inference import BATCH, answers, logits_in_batches
 from brittle.models.networks import frozen, logits_of
 
 __all__ = [
@@ -19,15 +20,15 @@ __all__ = [
     "AttackResult",
     "Bound",
     "Request",
+    "answers",
     "as_wanted",
     "check_request",
     "frozen",
+    "logits_in_batches",
     "logits_of",
     "measured",
     "predictions",
 ]
-
-BATCH = 256  # images a forward pass: 128 and 256 measure alike on a CPU, 512 falls out of its cache
 
 
 @dataclass(frozen=True)
@@ -249,12 +250,6 @@ def _clean_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 def _are_probabilities(outputs: Tensor) -> bool:
     return bool((outputs >= 0).all() and (outputs <= 1).all() and ((outputs.sum(1) - 1).abs() < 1e-3).all())
-
-
-def logits_in_batches(model: nn.Module, images: Tensor) -> Tensor:
-    """(N, K) logits without gradients, BATCH images at a time."""
-    with frozen(model), torch.no_grad():
-        return torch.cat([logits_of(model, batch) for batch in images.split(BATCH)])
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:

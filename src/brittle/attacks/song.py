@@ -20,10 +20,10 @@ from brittle.attacks.result import (
     BATCH,
     AttackResult,
     Request,
+    answers,
     check_request,
     frozen,
     logits_in_batches,
-    logits_of,
 )
 from brittle.models.softmax import (
     LN10,
@@ -367,7 +367,7 @@ def _first_success(asked: Request, rows: Tensor, sequence: _Sequence, progress: 
             row = waiting.repeat_interleave(ahead)
             steps = torch.arange(trial + 1, trial + ahead + 1, device=rows.device).repeat(len(waiting))
             pairs = zip(row.split(BATCH), steps.split(BATCH), strict=True)
-            logits = torch.cat([logits_of(asked.model, sequence.after(r, s)) for r, s in pairs])
+            logits = torch.cat([answers(asked.model, sequence.after(r, s)) for r, s in pairs])
             hit = asked.reached(logits, rows[row]).view(len(waiting), ahead)
             found = hit.any(1)
             needed[waiting[found]] = trial + 1 + hit[found].int().argmax(1)  # argmax of equals: the first

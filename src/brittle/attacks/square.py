@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from brittle.attacks.options import Count, Portion, Positive, Seed, checked
 from brittle.attacks.pgd import Ball, BallNorm, Found, Objective, length
-from brittle.attacks.result import BATCH, AttackResult, check_request, frozen, logits_of
+from brittle.attacks.result import BATCH, AttackResult, answers, check_request, frozen
 from brittle.attacks.streams import Streams
 from brittle.progress import Progress, silent
 
@@ -74,7 +74,7 @@ def square(
                 else:
                     tried = change
                 points = ball.into(images[rows] + tried, rows)
-                logits = logits_of(model, points)
+                logits = answers(model, points)
                 found.forwards[rows] += 1
                 reached, height = aim.reached(logits, rows), aim.falls(logits, rows).double()
                 found.take(rows, points, reached)
@@ -205,7 +205,7 @@ def noise(
                 ball, own = everywhere.of(rows), streams.of_rows(rows)
                 points = _border(ball, own, draw) if draw % 2 else ball.draw(own, draw)
                 found.forwards[rows] += 1
-                found.take(rows, points, aim.reached(logits_of(model, points), rows))
+                found.take(rows, points, aim.reached(answers(model, points), rows))
             progress(len(labels) * draw // draws, len(labels))
     progress(len(labels), len(labels))
     return found.measured(asked, everywhere)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from brittle.attacks.result import logits_in_batches
+from brittle.attacks.result import logits_in_batches, predictions
 from brittle.auditing import checks
 from brittle.auditing.best_found import BestFound, Norm, within
 from brittle.auditing.checks import Check
@@ -29,7 +29,8 @@ from brittle.data.arguments import typed
 from brittle.errors import InputError, unknown
 from brittle.measures import Paired, Share, accuracy, paired, share
 from brittle.models.classifier import as_classifier
-from brittle.models.networks import frozen, logits_of, seeded
+from brittle.models.inference import asking
+from brittle.models.networks import seeded
 from brittle.progress import Progress, barred, silent
 
 __all__ = [
@@ -203,6 +204,7 @@ def audit(
     budget: str = "standard",
     reference: nn.Module | Callable[[Tensor], Any] | None = None,
     seed: int = 0,
+    batch_size: int | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> Audit:
@@ -220,6 +222,8 @@ def audit(
             right under attack, and adversarial images are carried over from it. One that has not learned is not used.
             Below the usual eps the verdict robust takes one.
         seed: of all random draws.
+        batch_size: images that go through the model at once, at most; as many as fit into memory when not given. The
+            numbers do not depend on it, but for rounding.
         checkpoint: a file written after each attack. If it is there and was made for these images and options, the
             audit goes on from it, to the same end; of another model it must not be. The caller removes it.
         progress: told the attacks made, with the robust accuracy so far; a bar on a terminal when not given.
@@ -237,7 +241,7 @@ def audit(
     reference = None if reference is None else as_classifier(reference, split.images)
     usual = usual_eps(split.images, norm)
     eps = usual if eps is None else float(eps)
-    with seeded(seed), warnings.catch_warnings():
+    with seeded(seed), asking(batch_size), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the model's outputs look like probabilities")  # the door says it once
         door = sanity_check(model, split)
         reference, door = _useful(reference, door, split)
@@ -465,8 +469,7 @@ def _pictures(suite: Suite, count: int = 8) -> tuple[Picture, ...]:
     rows = ((best_found.size > 0) & best_found.size.isfinite()).nonzero().flatten()[:count]
     if not len(rows):
         return ()
-    with frozen(suite.model), torch.no_grad():
-        predicted = logits_of(suite.model, best_found.adversarial[rows]).argmax(1)
+    predicted = predictions(suite.model, best_found.adversarial[rows])
     return tuple(
         Picture(
             row=row,

@@ -21,6 +21,7 @@ from brittle.attacks.streams import Streams
 from brittle.auditing.gradients import MATERIAL, Gradients, gradient_of
 from brittle.auditing.sanity import ModelFacts
 from brittle.auditing.suite import Step, Suite
+from brittle.models.inference import in_parts
 from brittle.models.networks import seeded
 
 ROWS = 200  # looked at where every row would add little
@@ -498,8 +499,9 @@ def _readout(suite: Suite, features: Callable[[Tensor], Tensor], image: Tensor) 
         image + (suite.eps * drawn.sign() if norm == "linf" else suite.eps * drawn / drawn.norm()),
         torch.zeros(1, dtype=torch.int64, device=image.device),
     )
+    points = torch.cat([image, inner, border])
     with torch.no_grad():
-        seen = features(torch.cat([image, inner, border])).double()
+        seen = torch.cat(in_parts(suite.view, points, lambda rows: features(points[rows]).double()))
     inside, outside = seen[:-1], seen[-1]
     spread = inside - inside.mean(0)
     covariance = spread.T @ spread / len(inside)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.attacks.pgd import Loss, Objective
-from brittle.attacks.result import BATCH, frozen, logits_of
+from brittle.attacks.result import answers, frozen
 from brittle.auditing.wrappers import Scaled
 from brittle.errors import InputError
 from brittle.measures import NEGLIGIBLE
+from brittle.models.inference import differentiated
 from brittle.models.networks import seeded
 from brittle.models.softmax import log_odds, loss_gradient
 
@@ -90,16 +91,10 @@ def look_at(
 def gradient_of(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """The gradient of a loss of `attacks.descent`, and the logits."""
     aim = Objective(labels, None, loss)
-    found, said = [], []
-    with frozen(model), torch.enable_grad():
-        for rows in torch.arange(len(images), device=images.device).split(BATCH):
-            inputs = images[rows].clone().requires_grad_(True)
-            logits = logits_of(model, inputs)
-            falls = aim.falls(logits, rows).sum()
-            gradient = torch.autograd.grad(falls, inputs, allow_unused=True)[0] if falls.requires_grad else None
-            found.append(torch.zeros_like(inputs).detach() if gradient is None else gradient)
-            said.append(logits.detach())
-    return torch.cat(found), torch.cat(said)
+    every = torch.arange(len(images), device=images.device)
+    with frozen(model):
+        logits, gradient = differentiated(model, images, lambda z, rows: aim.falls(z, every[rows]))
+    return torch.zeros_like(images) if gradient is None else gradient, logits
 
 
 def _unit(gradient: Tensor) -> Tensor:
@@ -126,6 +121,6 @@ def _foretold(view: nn.Module, images: Tensor, labels: Tensor, gradient: Tensor,
     with frozen(view), torch.no_grad():
         for side in (1, -1):
             with seeded(seed + 1):  # the same noise on both sides
-                margins.append(aim.falls(logits_of(view, centre + side * reach * direction), rows).double())
+                margins.append(aim.falls(answers(view, centre + side * reach * direction), rows).double())
     ratio = (margins[0] - margins[1]) / expected
     return ((ratio > 0.5) & (ratio < 2)).double().mean().item()

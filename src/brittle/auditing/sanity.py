@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.result import BATCH, logits_in_batches
+from brittle.attacks.result import BATCH, answers, logits_in_batches
 from brittle.data import Split
 from brittle.errors import InputError, first_line
 from brittle.measures import Share, accuracy
@@ -74,7 +74,7 @@ def sanity_check(model: nn.Module, split: Split) -> ModelFacts:
     few = images[:BATCH]
     with frozen(model), torch.no_grad():
         before = [buffer.clone() for buffer in model.buffers()]
-        runs = torch.stack([logits_of(model, few).double() for _ in range(RUNS)])
+        runs = torch.stack([answers(model, few).double() for _ in range(RUNS)])
         updates = any(not torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
         alone = torch.cat([logits_of(model, few[row : row + 1]).double() for row in range(min(ALONE, len(few)))])
     spread = (runs - runs[0]).abs().amax() / runs.abs().amax().clamp(min=1e-30)

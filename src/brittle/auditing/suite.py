@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from brittle.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
 from brittle.attacks.pgd import BallNorm, Loss, fgsm, pgd
-from brittle.attacks.result import BATCH, AttackResult, frozen, logits_of
+from brittle.attacks.result import BATCH, AttackResult, answers, frozen, logits_of
 from brittle.attacks.song import song_2, song_3
 from brittle.attacks.square import noise, square
 from brittle.auditing.best_found import BestFound, Norm
@@ -27,6 +27,7 @@ from brittle.auditing.gradients import Gradients, look_at
 from brittle.auditing.sanity import ModelFacts
 from brittle.auditing.wrappers import BPDA, EOT, LogProbabilities, Scaled, widened, works
 from brittle.errors import InputError
+from brittle.models.inference import at_once
 from brittle.models.networks import input_gradient
 
 ROWS = 200  # whose gradients are looked at
@@ -104,7 +105,7 @@ class Step:
 def median_lead(model: nn.Module, images: Tensor) -> float:
     """The median lead of the largest logit over the next, on some of the images; 1 where it is 0."""
     with frozen(model), torch.no_grad():
-        top = logits_of(model, images[:BATCH]).topk(2, 1).values
+        top = answers(model, images[:BATCH]).topk(2, 1).values
     lead = (top[:, 0] - top[:, 1]).median().item()
     return lead if math.isfinite(lead) and lead > 0 else 1.0
 
@@ -324,7 +325,7 @@ def autoattack(model: nn.Module, norm: str, eps: float, seed: int) -> Attack | N
                 device=images.device,
             )
             made.verbose = False
-            found, _ = made.run_standard_evaluation(images, labels, batch_size=BATCH)
+            found, _ = made.run_standard_evaluation(images, labels, batch_size=at_once(model, images))
         return measured(model, images, labels, found, forwards=1, backwards=0)  # its evaluations are not told
 
     return attack

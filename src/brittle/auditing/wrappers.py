@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from brittle.errors import first_line
+from brittle.models.inference import OutOfMemory, differentiated, logits_in_batches, out_of_memory
 from brittle.models.networks import frozen, logits_of
 
 SHARPNESS = 10.0  # of the sigmoid in place of a step: a tenth of the pixels' range wide
@@ -77,20 +79,27 @@ class BPDA(nn.Module):
 
 
 def widened(model: nn.Module) -> nn.Module | None:
-    """A copy in float64; None where the model cannot be copied or cast."""
+    """A copy in float64; None where the model cannot be copied or cast.
+
+    Raises:
+        OutOfMemory: if memory does not hold it.
+    """
     try:
         return copy.deepcopy(model).double()
-    except (RuntimeError, TypeError, NotImplementedError):
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        if out_of_memory(error):
+            raise OutOfMemory(f"memory does not hold a copy of the model in float64: {first_line(error)}") from error
         return None
 
 
 def works(view: nn.Module, model: nn.Module, images: Tensor, *, deterministic: bool) -> bool:
     """Whether a view runs, and predicts of the images (n, C, H, W) what the model predicts if that does not vary."""
     try:
-        with frozen(view), torch.enable_grad():
-            seen = logits_of(view, images.clone().requires_grad_(True)).detach()
-        with frozen(model), torch.no_grad():
-            plain = logits_of(model, images)
+        with frozen(view):
+            seen, _ = differentiated(view, images, lambda logits, _: logits.sum(1))
+        plain = logits_in_batches(model, images)
+    except OutOfMemory:  # the view may work: nothing is known of it
+        raise
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return False
     same = seen.shape == plain.shape and bool(seen.isfinite().all())

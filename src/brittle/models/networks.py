@@ -255,10 +255,20 @@ def input_gradient(output: Tensor, inputs: Tensor, *, retain_graph: bool = False
     Raises:
         InputError: if nothing that can be differentiated lies between the two.
     """
+    gradient = None
     if output.requires_grad:
         (gradient,) = torch.autograd.grad(output, inputs, retain_graph=retain_graph, allow_unused=True)
-        if gradient is not None:
-            return gradient
+    return needed(gradient)
+
+
+def needed(gradient: Tensor | None) -> Tensor:
+    """The same gradient with respect to images.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if gradient is not None:
+        return gradient
     raise InputError(
         "the model's logits have no gradient with respect to the images (no_grad, detach, rounding to integers?): "
         "use an attack that needs none, such as square or song_2"

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brittle.errors import InputError, unknown
-from brittle.models.networks import frozen, input_gradient, logits_of
+from brittle.models.inference import differentiated
+from brittle.models.networks import frozen, input_gradient, logits_of, needed
 
 Arithmetic = Literal["exact", "float32"]
 LN10 = math.log(10.0)
@@ -184,19 +185,16 @@ def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor, temperature:
 
 
 def _odds_and_gradient(model: nn.Module, images: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    inputs = images.detach().clone().requires_grad_(True)
-    with frozen(model), torch.enable_grad():
-        odds = log_odds(logits_of(model, inputs), labels, temperature)
-        gradient = input_gradient(odds.sum(), inputs)
-    return odds.detach(), gradient
+    with frozen(model):
+        logits, gradient = differentiated(model, images, lambda z, rows: log_odds(z, labels[rows], temperature))
+    return log_odds(logits, labels, temperature), needed(gradient)
 
 
 def loss_gradient_float32(model: nn.Module, images: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """dCE/dx as published, (B, C, H, W), float32: zeros where the softmax has saturated."""
-    inputs = images.detach().clone().requires_grad_(True)
-    with frozen(model), torch.enable_grad():
-        loss = cross_entropy_float32(logits_of(model, inputs), labels, temperature)
-        return input_gradient(loss.sum(), inputs)
+    with frozen(model):
+        of = differentiated(model, images, lambda z, rows: cross_entropy_float32(z, labels[rows], temperature))
+    return needed(of[1])
 
 
 def jacobian(model: nn.Module, images: Tensor, temperature: float = 1.0) -> SignedLog:
