@@ -349,7 +349,8 @@ FLAG: list[Any] = ["no", "true", 1, 0, 1.0, None, []]
 CHOICE: list[Any] = ["nothing", 3, True, None, [], ""]
 WRONG: dict[str, list[Any]] = {
     **dict.fromkeys(("steps", "queries", "draws", "max_iterations", "binary_search_steps", "patience"), COUNT),
-    **dict.fromkeys(("max_pixels", "refresh_every", "epochs", "batch_size"), COUNT),
+    **dict.fromkeys(("max_pixels", "refresh_every", "epochs"), COUNT),
+    "batch_size": [value for value in COUNT if value is not None],
     "eps": [*NUMBER, None],
     "temperature": [*NUMBER, 1e-300, 1e300, None],
     **dict.fromkeys(("step_size", "learning_rate", "initial_const", "epsilon"), NUMBER),
