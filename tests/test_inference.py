@@ -80,7 +80,7 @@ def test_an_attack_takes_a_batch_size_and_gives_the_same(name: str):
     assert max(model.seen) == 3
     torch.testing.assert_close(found.adversarial, whole.adversarial, rtol=0, atol=1e-9)
     for wrong in (0, -1, 2.5, "8", True):
-        with pytest.raises(InputError, match="^batch_size must be a whole number of at least 1"):
+        with pytest.raises(InputError, match=r"^batch_size must be a whole number of at least 1"):
             attack(model, IMAGES, LABELS, batch_size=wrong, **ATTACKS[name])
 
 
