@@ -2,6 +2,7 @@
 
 from brittle.attacks.all_targets import Cases, cases, every_target
 from brittle.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
+from brittle.attacks.export import write_images
 from brittle.attacks.masks import borrowed_mask, class_mask, linear_mask, transferred
 from brittle.attacks.pgd import fgsm, pgd
 from brittle.attacks.result import AttackResult, Bound
@@ -29,4 +30,5 @@ __all__ = [
     "song_4",
     "square",
     "transferred",
+    "write_images",
 ]

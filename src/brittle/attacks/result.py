@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import html
+import json
 import math
+import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +93,53 @@ class AttackResult:
     def robust_accuracy(self) -> float:
         """The share of all images that the model still takes for their label after the attack."""
         return int((self.prediction == self.labels).sum()) / len(self.labels) if len(self.labels) else math.nan
+
+    def save(self, path: Path | str) -> None:
+        """Writes all of it into one .safetensors file, which `load` reads to the bit; a file that is there is replaced.
+
+        Raises:
+            InputError: if the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {name: value.contiguous() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        bound = None if self.bound is None else [str(self.bound.norm), self.bound.eps]  # JSON has no infinity
+        told = {"minimises": None if self.minimises is None else str(self.minimises), "bound": bound}
+        partial = Path(f"{path}.part")
+        try:
+            save_file(tensors, partial, {"brittle": json.dumps(told)})
+            os.replace(partial, path)  # so that no half file has the name
+        except Exception as error:  # of the system, or of safetensors, which wraps it
+            raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> AttackResult:
+        """The result that `save` wrote, on a device. Nothing in the file is run.
+
+        Raises:
+            InputError: if it cannot be read, or is no such file.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, "pt", str(device)) as file:
+                told = json.loads((file.metadata() or {})["brittle"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            minimises, bound = told["minimises"], told["bound"]
+            found = cls(
+                **{"targets": None, **tensors},
+                minimises=None if minimises is None else float(minimises),
+                bound=None if bound is None else Bound(float(bound[0]), float(bound[1])),
+            )
+        except Exception as error:  # of the system, of safetensors, or for want of what `save` writes
+            raise InputError(
+                f"{path}: no attack's result as AttackResult.save writes it: {first_line(error)}"
+            ) from error
+        if len({len(tensor) for tensor in tensors.values()}) != 1 or found.adversarial.shape != found.images.shape:
+            raise InputError(f"{path}: the tensors of the result differ in their number of images or in their shape")
+        return found
 
     def __repr__(self) -> str:
         return f"<AttackResult: {'; '.join(f'{name} {value}' for name, value in self._facts())}>"

@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
+from brittle.attacks.export import in_a_cell
 from brittle.measures import Flips, Mean, Robustness, Share, why_not_learned
 from brittle.report.contents import Attack, Found, Model, Report
 from brittle.report.gradients import Split, splits
@@ -74,7 +74,7 @@ def as_csv(report: Report) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for model in report.models:
-        writer.writerows([[_plain(line.get(column)) for column in COLUMNS] for line in _lines(model)])
+        writer.writerows([[in_a_cell(line.get(column)) for column in COLUMNS] for line in _lines(model)])
     return text.getvalue()
 
 
@@ -309,15 +309,3 @@ def _numbers(attack: Attack, found: Found) -> dict[str, Any]:
             for column, name in (("mean", "mean"), ("median", "median"), ("q1", "q1"), ("q3", "q3"), ("max", "maximum"))
         }
     return numbers
-
-
-def _plain(value: Any) -> Any:
-    """As a spreadsheet can take it: a name that begins like a formula gets an apostrophe; NaN is empty.
-
-    Spreadsheets skip spaces before a formula, and some read the full-width signs as well.
-    """
-    if isinstance(value, str) and unicodedata.normalize("NFKC", value).lstrip().startswith(("=", "+", "-", "@")):
-        return f"'{value}"
-    if isinstance(value, float):
-        return format(value, ".6g") if math.isfinite(value) else ""
-    return "" if value is None else value
