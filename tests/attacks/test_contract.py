@@ -180,6 +180,10 @@ CASES: dict[str, Case] = {
     "images within rounding of [0, 1]": Case(images=outside()),
     "labels of inference mode": Case(labels=born_in_inference(LABELS), options={"targets": born_in_inference(TARGETS)}),
     "images of inference mode": Case(images=born_in_inference(IMAGES)),
+    "where, one for all": Case(options={"where": IMAGES[4, 0] > 0.4}),
+    "where, one for each": Case(options={"where": IMAGES.flip(0) > 0.4, "targets": TARGETS}),
+    "where of nothing": Case(options={"where": torch.zeros(8, 8).bool()}),
+    "where of nothing for some": Case(options={"where": (torch.arange(5) % 2 > 0).view(5, 1, 1, 1).expand(5, 1, 8, 8)}),
     "called under no_grad": Case(context=torch.no_grad),
     "called under inference mode": Case(context=torch.inference_mode),
     "two classes": Case(
@@ -242,6 +246,16 @@ CASES: dict[str, Case] = {
     "targets too high": Case(options={"targets": TARGETS + 5}, refused=r"targets must lie in 0\.\.2, .*, got"),
     "float targets": Case(options={"targets": TARGETS.float()}, refused=r"targets must be int64 .* torch\.float32"),
     "a list of targets": Case(options={"targets": [1] * 5}, refused=r"targets must be a tensor.*, got \[1, 1"),
+    "where of another size": Case(
+        options={"where": torch.ones(8, 7).bool()},
+        refused=r"where must be bool and \(8, 8\) or \(5, 1, 8, 8\), got \(8, 7",
+    ),
+    "where of channels": Case(
+        options={"where": torch.ones(5, 3, 8, 8).bool()}, refused=r"where must be .*, got \(5, 3"
+    ),
+    "where in floats": Case(
+        options={"where": torch.ones(8, 8)}, refused=r"where must be bool .*, got .* torch.float32"
+    ),
     "text for a model": Case(model="resnet", refused="the model must be a torch.nn.Module .*, got str"),
     "a model of inference mode": Case(model=born_model(), refused="the model was made under torch.inference_mode"),
     "outputs without logits": Case(model=Answering(lambda x, z: {"a": z, "b": z}), refused="got a dict with 'a', 'b'"),
@@ -311,6 +325,9 @@ def keeps_the_contract(name: str, case: Case, found: AttackResult, options: dict
         assert len(tensor) == count
     assert 0 <= found.adversarial.min() <= found.adversarial.max() <= 1  # false for NaN
     assert torch.equal(found.adversarial[~found.success], clean[~found.success])
+    where = options.get("where", torch.ones(8, 8).bool())
+    assert torch.equal(found.adversarial.where(~where, clean), clean)
+    assert where.flatten(-2).any() or not found.success.any()
     assert (found.success.dtype, found.prediction.dtype) == (torch.bool, torch.int64)
     assert (found.forwards >= 1).all()
     assert (found.backwards >= 0).all()
@@ -362,6 +379,7 @@ WRONG: dict[str, list[Any]] = {
     "seed": [*NATURAL, 10**22],
     "etas": [[], [-1.0], [math.nan], [math.inf], ["a"], [True], 5, 750.0, "750", None, {1.0}],
     "targets": [3, "every", [1, 2]],
+    "where": [3, "all", [[True]], IMAGES.numpy() > 0],
     "examples": [3, "mnist", IMAGES.numpy()],
     "source": [3, "resnet", print],
     "flips": [3, "no", (1, 2), (IMAGES,)],

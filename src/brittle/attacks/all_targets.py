@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brittle.attacks.goal import checked_where
 from brittle.attacks.result import AttackResult, check_request
 from brittle.errors import InputError
 
@@ -19,6 +20,7 @@ def every_target(
     images: Tensor,
     labels: Tensor,
     *,
+    where: Tensor | None = None,
     classes: int | None = None,
     **options: Any,
 ) -> AttackResult:
@@ -31,6 +33,7 @@ def every_target(
         model: images in [0, 1] to logits, (B, C, H, W) -> (B, K), K >= 2.
         images: (N, C, H, W), float, in [0, 1].
         labels: (N,), int64, in 0..K-1.
+        where: (H, W) or (N, 1, H, W), bool, the pixels that may change; all by default.
         classes: K, if it is known; else the model is asked with the first image, which is not counted.
         options: of the attack. Progress is told in rows of the result.
 
@@ -52,11 +55,14 @@ def every_target(
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise InputError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
     others = classes - 1
+    if where is not None:
+        where = checked_where(where, images).repeat_interleave(others, dim=0)
     return attack(
         model,
         images.repeat_interleave(others, dim=0),
         labels.repeat_interleave(others),
         targets=_all_but(labels, classes).flatten(),
+        **({} if where is None else {"where": where}),
         **options,
     )
 

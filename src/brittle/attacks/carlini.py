@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from brittle.attacks.minimal_norm import Aim, Best, Look, Norm, Plan, Runs, closest, wide
 from brittle.attacks.options import Count, Natural, NonNegative, Positive, Seed, checked
-from brittle.attacks.result import AttackResult
+from brittle.attacks.result import AttackResult, check_request
 from brittle.attacks.streams import Streams
 from brittle.progress import Progress, silent
 
@@ -35,6 +35,7 @@ def carlini_l2(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     confidence: NonNegative = 0.0,
     learning_rate: Positive | None = None,
     max_iterations: Count = 200,
@@ -56,6 +57,7 @@ def carlini_l2(
         images: (B, C, H, W), float, in [0, 1].
         labels: (B,), int64, in 0..K-1. Rows that the model gets wrong already need no change.
         targets: (B,), int64, classes to reach, none equal to its label; by default any class but the label will do.
+        where: (H, W) or (B, 1, H, W), bool, the pixels that may change; all by default.
         confidence: kappa, by how much the winning logit must lead, >= 0.
         learning_rate: length of Adam's first steps in pixel units, > 0; it falls to a hundredth along a cosine. By
             default each row's distance, as a linear model would have it and later its best, over the root of the
@@ -77,7 +79,8 @@ def carlini_l2(
     Raises:
         InputError: if an argument is not as above.
     """
-    aim = Aim(model, images, labels, targets, confidence, quantize)
+    asked = check_request(model, images, labels, targets, where, confidence=confidence)
+    aim = Aim.of(asked, quantize=quantize)
     plan = Plan(max_iterations, binary_search_steps, abort_early, restarts, seed)
     return closest(aim, _L2(learning_rate, initial_const), plan, progress)
 
@@ -89,6 +92,7 @@ def carlini_linf(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     confidence: NonNegative = 0.0,
     learning_rate: Positive | None = None,
     max_iterations: Count = 200,
@@ -109,7 +113,8 @@ def carlini_linf(
         learning_rate: length of Adam's first steps in pixel units; by default 0.3 tau.
         binary_search_steps: runs for each row. Each begins at the image, with the least tau so far.
     """
-    aim = Aim(model, images, labels, targets, confidence, quantize)
+    asked = check_request(model, images, labels, targets, where, confidence=confidence)
+    aim = Aim.of(asked, quantize=quantize)
     plan = Plan(max_iterations, binary_search_steps, abort_early, restarts, seed)
     return closest(aim, _Linf(learning_rate), plan, progress)
 
@@ -121,6 +126,7 @@ def carlini_l0(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     confidence: NonNegative = 0.0,
     learning_rate: Positive | None = None,
     max_iterations: Count = 30,
@@ -146,7 +152,8 @@ def carlini_l0(
         restarts: further searches from all pixels down, each from a random point as far away in L2 as the best image
             so far, at least 0. One costs what twice the iterations would, and gains more.
     """
-    aim = Aim(model, images, labels, targets, confidence, quantize)
+    asked = check_request(model, images, labels, targets, where, confidence=confidence)
+    aim = Aim.of(asked, quantize=quantize)
     plan = Plan(max_iterations, runs=1, abort_early=False, restarts=restarts, seed=seed)
     return closest(aim, _L0(_L2(learning_rate, initial_const), patience), plan, progress)
 
@@ -165,7 +172,7 @@ class _L2(Norm):
         lead, gradient, _ = aim.lead_and_gradient(images, rows)
         best.spent(rows)
         length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        distance = _finite((lead + aim.confidence) / length)
+        distance = _finite((lead + aim.goal.confidence) / length)
         const = _finite(2 * distance / length)
         if self.initial_const is not None:
             const = torch.full_like(const, self.initial_const)
@@ -213,7 +220,7 @@ class _Linf(Norm):
         images = aim.images[rows]
         lead, gradient, _ = aim.lead_and_gradient(images, rows)
         best.spent(rows)
-        tau = _finite(2 * (lead + aim.confidence) / gradient.flatten(1).abs().sum(1)).clamp(max=1)
+        tau = _finite(2 * (lead + aim.goal.confidence) / gradient.flatten(1).abs().sum(1)).clamp(max=1)
         return Runs.begin(rows, images, tau, torch.full_like(tau, self.learning_rate or 0.0))
 
     def step(self, best: Best, live: Runs, look: Look, fading: Tensor) -> None:
@@ -257,7 +264,7 @@ class _L0(Norm):
 
     def begin(self, aim: Aim, rows: Tensor, best: Best) -> _Fewest:
         runs = self.l2.begin(aim, rows, best)
-        pixels = torch.ones(len(rows), aim.images[0, 0].numel(), dtype=torch.bool, device=rows.device)
+        pixels = aim.where[rows].flatten(1)
         return _Fewest(
             **{field.name: getattr(runs, field.name) for field in fields(runs)},
             allowed=pixels,
@@ -310,7 +317,8 @@ class _L0(Norm):
         """Lets the rows `anew` (n,) bool change all pixels again, from a random point on."""
         live.restart(anew, torch.where(wide(anew), live.elsewhere(aim, best, streams, live.restarts), live.image))
         live.restarts = live.restarts + anew
-        live.allowed, live.changed = live.allowed | anew[:, None], live.changed | anew[:, None]
+        pixels = aim.where[live.row].flatten(1) & anew[:, None]
+        live.allowed, live.changed = live.allowed | pixels, live.changed | pixels
         live.share, live.needed = live.share.masked_fill(anew, self.share), live.needed.masked_fill(anew, 0)
         live.rate = torch.where(anew, self.l2.rate_for(live.farness(aim, best), live.image), live.rate)
 

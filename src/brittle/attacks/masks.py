@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from brittle.attacks.goal import checked_where
 from brittle.attacks.options import Count, Positive, Seed, Strengths, checked
 from brittle.attacks.result import BATCH, AttackResult, Bound, Request, check_request, checked_images, frozen
 from brittle.errors import InputError, unknown
@@ -44,6 +45,7 @@ def linear_mask(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     etas: Strengths = ETAS,
     of: Output = "logits",
     clip: bool = True,
@@ -57,6 +59,7 @@ def linear_mask(
         labels: (B,), int64, in 0..K-1.
         targets: (B,), int64, classes to reach, none equal to its label. By default any class but the label will do,
             and what is added is the label's gradient with its sign turned.
+        where: (H, W) or (B, 1, H, W), bool, the pixels that may change; all by default.
         etas: strengths of the mask, >= 0 and in 0..255 pixels, tried in turn until one does: x + eta / 65,025 times
             the gradient. One alone is what all rows get.
         of: which output's gradient: 'logits' or 'softmax'. The softmax's is exact up to what a float can hold; below
@@ -70,7 +73,7 @@ def linear_mask(
     Raises:
         InputError: if an argument is not as above.
     """
-    asked = check_request(model, images, labels, targets)
+    asked = check_request(model, images, labels, targets, where)
     return _searched(asked, _linear(asked, asked.model, asked.images, of), etas, clip, progress)
 
 
@@ -82,6 +85,7 @@ def transferred(
     *,
     source: nn.Module,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     etas: Strengths = ETAS,
     of: Output = "logits",
     clip: bool = True,
@@ -93,7 +97,7 @@ def transferred(
         source: whose gradient the masks are, with as many classes as `model`. Its evaluations are counted too.
         etas: the first that fools `model`, which an attacker finds who may ask it, but not differentiate it.
     """
-    asked = check_request(model, images, labels, targets)
+    asked = check_request(model, images, labels, targets, where)
     outputs, expected = _outputs(source, asked.images), asked.clean.shape[1]
     if outputs != expected:
         raise InputError(f"source must have the model's {expected} classes, got {outputs}")
@@ -108,6 +112,7 @@ def borrowed_mask(
     *,
     examples: Tensor,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     etas: Strengths = ETAS,
     of: Output = "logits",
     clip: bool = True,
@@ -122,7 +127,7 @@ def borrowed_mask(
             distance, the first of equals.
         etas: the paper has one, that which takes most examples to the target: `optimal_eta`.
     """
-    asked = check_request(model, images, labels, targets)
+    asked = check_request(model, images, labels, targets, where)
     examples = checked_images("examples", examples).to(asked.images)
     if examples.shape[1:] != images.shape[1:]:
         expected = f"(N, {', '.join(map(str, images.shape[1:]))})"
@@ -138,6 +143,7 @@ def class_mask(
     labels: Tensor,
     *,
     targets: Tensor,
+    where: Tensor | None = None,
     examples: Tensor | None = None,
     epochs: Count = 10,
     batch_size: Count = 128,
@@ -151,6 +157,7 @@ def class_mask(
 
     Args:
         targets: (B,), int64, classes to reach, none equal to its label; a mask is learned for each class among them.
+        where: the pixels that may change; a mask is learned in those that may in any image with its target.
         examples: (N, C, H, W), float, in [0, 1], what each mask is learned on: the training set, or those of its images
             that are of one class; by default the images that share the target.
         epochs, batch_size, learning_rate, epsilon, seed: as for `learned_mask`.
@@ -158,8 +165,8 @@ def class_mask(
     The other arguments, result and errors are those of `linear_mask`. A row's evaluations are its share of those that
     all masks took, rounded up, and one for the clean image.
     """
-    asked = check_request(model, images, labels, targets)
-    images, targets, waiting = asked.images, targets.to(asked.images.device), asked.waiting
+    asked = check_request(model, images, labels, targets, where)
+    images, targets, waiting = asked.images, asked.goal.classes, asked.waiting
     changed, spent = images.clone(), 0
     wanted = targets.unique().tolist()
     for turn, target in enumerate(wanted):
@@ -174,10 +181,11 @@ def class_mask(
             epsilon=epsilon,
             seed=seed,
             clip=clip,
+            where=asked.where[targets == target].any(0)[0],
             progress=part(progress, turn, turn + 1, len(wanted)),
         )
         rows = waiting[targets[waiting] == target]
-        changed[rows] = _added(images[rows], mask[None], 1.0, clip)
+        changed[rows] = _added(images[rows], mask * asked.where[rows], 1.0, clip)
         spent += (epochs + 1) * len(learnt_on)
     each = math.ceil(spent / len(images))
     bound = None if epsilon is None else Bound(torch.inf, float(epsilon))
@@ -259,6 +267,7 @@ def learned_mask(
     epsilon: Positive | None = None,
     seed: Seed = 0,
     clip: bool = True,
+    where: Tensor | None = None,
     progress: Progress = silent,
 ) -> Tensor:
     """One mask (C, H, W), learned so that the model takes all examples for `target`: Lo and Ding, section VIII-A.
@@ -278,6 +287,7 @@ def learned_mask(
             paper.
         seed: of the order of the examples.
         clip: whether the images are kept in [0, 1], as they are to be when the mask is used.
+        where: (H, W), bool, the pixels that the mask may change; all by default.
         progress: told steps.
 
     Raises:
@@ -287,6 +297,7 @@ def learned_mask(
     if not 0 <= target < outputs:
         raise InputError(f"target must lie in 0..{outputs - 1}, got {target}")
     examples = checked_images("examples", examples)
+    allowed = checked_where(where, examples[:1])[0]
     mask = torch.zeros_like(examples[0]).requires_grad_(True)
     optimizer = torch.optim.Adam([mask], lr=learning_rate)
     steps = math.ceil(len(examples) / batch_size)
@@ -298,7 +309,7 @@ def learned_mask(
             ):
                 logits = logits_of(model, _added(examples[rows], mask[None], 1.0, clip))
                 loss = F.cross_entropy(logits, torch.full((len(rows),), target, device=logits.device))
-                mask.grad = input_gradient(loss, mask).nan_to_num(0, 0, 0)
+                mask.grad = input_gradient(loss, mask).nan_to_num(0, 0, 0) * allowed
                 optimizer.step()
                 if epsilon is not None:
                     mask.data.clamp_(-epsilon, epsilon)
@@ -323,9 +334,7 @@ def nearest(images: Tensor, examples: Tensor) -> Tensor:
 
 
 def _linear(asked: Request, model: nn.Module, images: Tensor, of: Output) -> Tensor:
-    if asked.targets is None:
-        return -target_gradient(model, images, asked.labels, of=of)
-    return target_gradient(model, images, asked.targets, of=of)
+    return -asked.goal.sign * target_gradient(model, images, asked.goal.classes, of=of)
 
 
 def _outputs(model: nn.Module, images: Tensor) -> int:
@@ -343,8 +352,8 @@ def _searched(asked: Request, masks: Tensor, etas: Sequence[float], clip: bool, 
 
     Rows that are as wanted from the start stay as they are.
     """
-    changed, masks = asked.images.clone(), masks.nan_to_num(0, 0, 0)
-    spent = torch.full_like(asked.labels, 2)  # the clean image's and the gradient's
+    changed, masks = asked.images.clone(), masks.nan_to_num(0, 0, 0) * asked.where
+    spent = torch.full_like(asked.goal.labels, 2)  # the clean image's and the gradient's
     waiting = asked.waiting
     tried = [eta for eta in etas if eta > 0]
     for place, eta in enumerate(tried):
@@ -353,7 +362,7 @@ def _searched(asked: Request, masks: Tensor, etas: Sequence[float], clip: bool, 
         rest = []
         for rows in waiting.split(BATCH):
             changed[rows] = _added(asked.images[rows], masks[rows], eta / ETA_SCALE, clip)
-            rest.append(rows[~asked.reached(logits_in_batches(asked.model, changed[rows]), rows)])
+            rest.append(rows[~asked.goal.reached(logits_in_batches(asked.model, changed[rows]), rows)])
         spent[waiting] += 1
         waiting = torch.cat(rest)
         progress((place + 1) * len(changed), len(tried) * len(changed))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from brittle.attacks.result import BATCH, AttackResult, as_wanted, check_request, frozen
+from brittle.attacks.result import BATCH, AttackResult, Request, frozen
 from brittle.attacks.streams import Streams
 from brittle.errors import InputError
 from brittle.models.inference import differentiated
@@ -39,17 +39,14 @@ class Plan:
 
 def closest(aim: Aim, norm: Norm, plan: Plan, progress: Progress) -> AttackResult:
     """The result of a search for the closest image of every row."""
-    asked = check_request(aim.model, aim.images, aim.labels, aim.targets)
-    images = asked.images
-    aim = replace(aim, images=images, labels=asked.labels, targets=asked.targets)
+    images = aim.images
     if aim.quantize and (aim.seen(images) != images).any():
         raise InputError("quantize needs images of whole 255ths: round them first, (images * 255).round() / 255")
     streams = Streams.of(images, plan.seed)
     best = Best.of(images)
-    rows = torch.arange(len(images), device=images.device)
-    waiting = rows[~aim.reached(asked.clean, rows)]
+    waiting = aim.waiting
     if not len(waiting):
-        return asked.measured(images, forwards=1, backwards=0, minimises=norm.p)
+        return aim.measured(images, forwards=1, backwards=0, minimises=norm.p)
     with frozen(aim.model):
         live = norm.begin(aim, waiting[:BATCH], best)
         waiting = waiting[BATCH:]
@@ -69,34 +66,22 @@ def closest(aim: Aim, norm: Norm, plan: Plan, progress: Progress) -> AttackResul
                 progress(len(images) - len(waiting) - len(live.row), len(images))
     progress(len(images), len(images))
     spent = {"forwards": best.forwards + 1, "backwards": best.backwards}
-    return asked.measured(best.images, **spent, minimises=norm.p)
+    return aim.measured(best.images, **spent, minimises=norm.p)
 
 
 # What is wanted -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Aim:
-    """Which class is to lose or to win, and by how much."""
+class Aim(Request):
+    """A request, by images of whole 255ths or not."""
 
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    targets: Tensor | None
-    confidence: float
     quantize: bool
 
-    def reached(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(n,) bool: whether `rows` (n,), with logits (n, K), are as wanted."""
-        there = as_wanted(logits, self.labels[rows], None if self.targets is None else self.targets[rows])
-        return there & (self.lead(logits, rows) <= -self.confidence)
-
-    def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(n,): by how much the class that is to lose leads. C&W's f_6 before the hinge."""
-        one = (self.labels if self.targets is None else self.targets)[rows, None]
-        own = logits.gather(1, one).squeeze(1)
-        others = logits.scatter(1, one, -torch.inf).amax(1)
-        return own - others if self.targets is None else others - own
+    @classmethod
+    def of(cls, asked: Request, *, quantize: bool) -> Aim:
+        """The request as it was checked."""
+        return cls(**vars(asked), quantize=quantize)
 
     def seen(self, images: Tensor) -> Tensor:
         """What the model is shown: the images, or the nearest whose values are whole 255ths."""
@@ -109,12 +94,12 @@ class Aim:
         """
 
         def objective(logits: Tensor, part: slice) -> Tensor:
-            lead = self.lead(logits, rows[part])
-            return lead.clamp(min=-self.confidence) if hinge else lead
+            lead = self.goal.lead(logits, rows[part])
+            return lead.clamp(min=-self.goal.confidence) if hinge else lead
 
         logits, gradient = differentiated(self.model, images, objective)
-        gradient = needed(gradient).nan_to_num(0, 0, 0)
-        return self.lead(logits, rows).to(images.dtype), gradient, self.reached(logits, rows)
+        gradient = needed(gradient).nan_to_num(0, 0, 0) * self.where[rows]
+        return self.goal.lead(logits, rows).to(images.dtype), gradient, self.goal.reached(logits, rows)
 
 
 @dataclass
@@ -215,7 +200,7 @@ class Runs:
     def elsewhere(self, aim: Aim, best: Best, streams: Streams, draw: Tensor) -> Tensor:
         """(n, C, H, W): for each row a random point as far away as its best, another at each `draw` (n,)."""
         clean = aim.images[self.row]
-        noise = streams.of_rows(self.row).normal(tuple(clean.shape[1:]), draw, clean.dtype)
+        noise = aim.where[self.row] * streams.of_rows(self.row).normal(tuple(clean.shape[1:]), draw, clean.dtype)
         radius = self.farness(aim, best) / torch.linalg.vector_norm(noise.flatten(1), dim=1)
         return (clean + wide(radius) * noise).clamp(0, 1)
 

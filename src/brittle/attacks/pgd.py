@@ -13,18 +13,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from brittle.attacks.goal import Loss
 from brittle.attacks.options import Count, Positive, Seed, checked
-from brittle.attacks.result import BATCH, AttackResult, Bound, Request, answers, as_wanted, check_request, frozen
+from brittle.attacks.result import BATCH, AttackResult, Bound, Request, answers, check_request, frozen
 from brittle.attacks.streams import Streams
 from brittle.errors import InputError
 from brittle.models.inference import differentiated
-from brittle.models.softmax import log_odds
 from brittle.progress import Progress, silent
 
 BallNorm = Literal["linf", "l2"]
-Loss = Literal["cross_entropy", "margin", "exact"]
 Keep = Literal["best", "last"]
 LAST = 0.01  # share of the step that is left at the end of a walk that decays
 
@@ -36,6 +34,7 @@ def fgsm(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     norm: BallNorm = "linf",
     eps: Positive = 0.3,
     loss: Loss = "cross_entropy",
@@ -50,6 +49,7 @@ def fgsm(
         images,
         labels,
         targets=targets,
+        where=where,
         norm=norm,
         eps=eps,
         steps=1,
@@ -67,6 +67,7 @@ def pgd(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     norm: BallNorm = "linf",
     eps: Positive = 0.3,
     steps: Count = 40,
@@ -87,6 +88,7 @@ def pgd(
         images: (B, C, H, W), float, in [0, 1].
         labels: (B,), int64, in 0..K-1. Rows that the model gets wrong already need no change.
         targets: (B,), int64, classes to reach, none equal to its label; by default any class but the label will do.
+        where: (H, W) or (B, 1, H, W), bool, the pixels that may change; all by default.
         norm: 'linf', steps along the sign of the gradient; or 'l2', along the gradient.
         eps: radius of the ball in pixel units, > 0.
         steps: gradient steps of a walk, at least 1.
@@ -113,13 +115,11 @@ def pgd(
     """
     if rivals and (loss != "margin" or targets is not None):
         raise InputError("rivals goes with loss='margin' and without targets")
-    asked = check_request(model, images, labels, targets)
+    asked = check_request(model, images, labels, targets, where)
     images = asked.images
-    ball = Ball(images, norm, eps)
-    aim = Objective(asked.labels, asked.targets, loss, asked.clean if rivals else None)
-    found = Found.of(asked)
+    ball, found = Ball(images, asked.where, norm, eps), Found.of(asked)
     size = step_size or (5.0 if decay else 2.5) * eps / steps
-    walk = _Walk(model, ball, aim, steps, size, decay, keep)
+    walk = _Walk(asked, ball, loss, rivals, steps, size, decay, keep)
     streams = Streams.of(images, seed)
     with frozen(model):
         for turn in range(restarts):
@@ -136,16 +136,17 @@ def pgd(
 
 @dataclass(frozen=True)
 class Ball:
-    """All images of [0, 1] within `eps` of each of `images`, in L-infinity or L2."""
+    """All images of [0, 1] within `eps` of each of `images`, in L-infinity or L2, and like it elsewhere."""
 
     images: Tensor  # (N, C, H, W)
+    where: Tensor  # (N, 1, H, W), bool: the pixels that may change
     norm: BallNorm
     eps: float
 
     def into(self, points: Tensor, rows: Tensor) -> Tensor:
         """The nearest points of the balls of `rows` (n,), nearest but for the corners where ball and box meet."""
         centre = self.images[rows]
-        change = points - centre
+        change = (points - centre) * self.where[rows]
         if self.norm == "linf":
             change = change.clamp(-self.eps, self.eps)
         else:
@@ -154,7 +155,7 @@ class Ball:
 
     def of(self, rows: Tensor) -> Ball:
         """The balls of `rows` (n,)."""
-        return Ball(self.images[rows], self.norm, self.eps)
+        return Ball(self.images[rows], self.where[rows], self.norm, self.eps)
 
     @property
     def bound(self) -> Bound:
@@ -165,8 +166,9 @@ class Ball:
         """A point for every row, spread evenly over its ball, cut to the box: (N, C, H, W)."""
         shape, dtype = tuple(self.images.shape[1:]), self.images.dtype
         if self.norm == "linf":
-            return (self.images + self.eps * (2 * streams.uniform(shape, draw, dtype) - 1)).clamp(0, 1)
-        change = streams.normal(shape, 2 * draw, dtype)
+            change = self.where * (2 * streams.uniform(shape, draw, dtype) - 1)
+            return (self.images + self.eps * change).clamp(0, 1)
+        change = self.where * streams.normal(shape, 2 * draw, dtype)
         size = streams.uniform((1, 1, 1), 2 * draw + 1, dtype) ** (1 / math.prod(shape))
         return (self.images + change / length(change) * self.eps * size).clamp(0, 1)
 
@@ -190,36 +192,6 @@ def wide(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What is wanted of rows, and what is to fall on the way there."""
-
-    labels: Tensor  # (N,)
-    targets: Tensor | None  # (N,)
-    loss: Loss = "margin"
-    clean: Tensor | None = None  # (N, K), logits that order the rivals; None where whoever leads is the rival
-
-    def reached(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(n,) bool: whether `rows` (n,), with logits (n, K), are as wanted."""
-        return as_wanted(logits, self.labels[rows], None if self.targets is None else self.targets[rows])
-
-    def falls(self, logits: Tensor, rows: Tensor, turn: int = 0) -> Tensor:
-        """(n,): falls as the rows come nearer."""
-        one = self.labels[rows] if self.targets is None else self.targets[rows]
-        sign = 1 if self.targets is None else -1
-        if self.loss == "cross_entropy":
-            return -sign * F.cross_entropy(logits, one, reduction="none")
-        if self.loss == "exact":
-            return -sign * log_odds(logits, one)
-        own = logits.gather(1, one[:, None]).squeeze(1)
-        others = logits.scatter(1, one[:, None], -torch.inf)
-        if self.clean is None:
-            return sign * (own - others.amax(1))
-        order = self.clean[rows].scatter(1, one[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-        rival = order[:, turn % (logits.shape[1] - 1)]
-        return own - logits.gather(1, rival[:, None]).squeeze(1)
-
-
 @dataclass
 class Found:
     """Of every row what has been found, and what that has cost."""
@@ -231,9 +203,9 @@ class Found:
 
     @classmethod
     def of(cls, asked: Request) -> Found:
-        """Nothing but the rows that were as wanted from the start."""
-        done = as_wanted(asked.clean, asked.labels, asked.targets)
-        return cls(done, asked.images.clone(), torch.ones_like(asked.labels), torch.zeros_like(asked.labels))
+        """Nothing yet: the rows for which there is nothing to search are done."""
+        nothing = torch.zeros_like(asked.goal.labels)
+        return cls((nothing + 1).bool().index_fill(0, asked.waiting, False), asked.images.clone(), nothing + 1, nothing)
 
     def take(self, rows: Tensor, points: Tensor, fits: Tensor) -> None:
         """Keeps those of the points (n, C, H, W) that fit (n,) bool."""
@@ -252,9 +224,10 @@ def fading(step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class _Walk:
-    model: nn.Module
+    asked: Request
     ball: Ball
-    aim: Objective
+    loss: Loss
+    rivals: bool
     steps: int
     step_size: float
     decay: bool
@@ -266,7 +239,7 @@ class _Walk:
             ends = step == self.steps  # the last turn only looks at where the last step led
             logits, gradient = self._look(points, rows, turn, ends)
             found.forwards[rows] += 1
-            reached = self.aim.reached(logits, rows)
+            reached = self.asked.goal.reached(logits, rows)
             if self.keep == "best" or ends:
                 found.take(rows, points, reached)
             if ends:
@@ -281,9 +254,22 @@ class _Walk:
 
     def _look(self, points: Tensor, rows: Tensor, turn: int, ends: bool) -> tuple[Tensor, Tensor | None]:
         if ends:
-            return answers(self.model, points), None
-        logits, gradient = differentiated(self.model, points, lambda z, part: self.aim.falls(z, rows[part], turn))
-        return logits, torch.zeros_like(points) if gradient is None else gradient
+            return answers(self.asked.model, points), None
+        logits, gradient = differentiated(
+            self.asked.model, points, lambda z, part: self._falls(z, rows[part], turn)
+        )
+        return logits, torch.zeros_like(points) if gradient is None else self.ball.only(gradient, rows)
+
+    def _falls(self, logits: Tensor, rows: Tensor, turn: int) -> Tensor:
+        """(n,): falls as the rows come nearer, in walk `turn`."""
+        goal = self.asked.goal
+        if not self.rivals:
+            return goal.loss(logits, rows, self.loss)
+        label = goal.labels[rows, None]
+        ranked = self.asked.clean[rows].scatter(1, label, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        pair = torch.cat([label, ranked[:, turn % (logits.shape[1] - 1)][:, None]], 1)
+        own, rival = logits.gather(1, pair).unbind(1)
+        return own - rival
 
     def _size(self, step: int) -> float:
         return self.step_size * (fading(step, self.steps) if self.decay else 1.0)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brittle.attacks.goal import Goal, checked_where
 from brittle.errors import InputError, first_line
 from brittle.models.inference import BATCH, answers, logits_in_batches
 from brittle.models.networks import frozen, logits_of
@@ -24,7 +25,6 @@ __all__ = [
     "Bound",
     "Request",
     "answers",
-    "as_wanted",
     "check_request",
     "frozen",
     "logits_in_batches",
@@ -185,40 +185,39 @@ class Request:
 
     model: nn.Module
     images: Tensor  # (B, C, H, W), in [0, 1], float32 or float64
-    labels: Tensor  # (B,), int64, on the images' device
-    targets: Tensor | None  # (B,), int64
+    goal: Goal  # on the images' device
+    where: Tensor  # (B, 1, H, W), bool: the pixels that may change
     clean: Tensor  # (B, K), the model's logits of the images
-
-    def reached(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(n,) bool: whether `rows` (n,), with logits (n, K), are as wanted."""
-        return as_wanted(logits, self.labels[rows], None if self.targets is None else self.targets[rows])
 
     @property
     def waiting(self) -> Tensor:
-        """(n,) int64: the rows that are not as wanted from the start."""
-        return (~as_wanted(self.clean, self.labels, self.targets)).nonzero().flatten()
+        """(n,) int64: the rows to search for, which are not as wanted from the start and have a pixel that may
+        change."""
+        return (~self.goal.reached(self.clean) & self.where.flatten(1).any(1)).nonzero().flatten()
 
     def measured(self, adversarial: Tensor, **said: Any) -> AttackResult:
-        """The result; arguments as for `measured`."""
-        return measured(self.model, self.images, self.labels, adversarial, targets=self.targets, **said)
+        """The result, with all other pixels as they were; arguments as for `measured`."""
+        adversarial = torch.where(self.where, adversarial, self.images)
+        goal = self.goal
+        return measured(self.model, self.images, goal.labels, adversarial, targets=goal.targets, **said)
 
 
-def as_wanted(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """(n,) bool: whether logits (n, K) name a target, or without targets any class but the label.
-
-    Logits that are not all finite name no class: they are never as wanted.
-    """
-    prediction = logits.argmax(1)
-    return logits.isfinite().all(1) & (prediction != labels if targets is None else prediction == targets)
-
-
-def check_request(model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> Request:
+def check_request(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor | None = None,
+    where: Tensor | None = None,
+    *,
+    confidence: float = 0.0,
+) -> Request:
     """Checks what an attack was asked for; costs one forward a row.
 
     Images in half precision are widened to float32, which holds them exactly, and rounding outside [0, 1] is cut off.
 
     Raises:
-        InputError: if model, images, labels or targets are not as an attack's docstring says, or do not fit together.
+        InputError: if model, images, labels, targets or where are not as an attack's docstring says, or do not fit
+            together.
 
     Warns:
         UserWarning: if the model returns probabilities where logits are expected.
@@ -227,6 +226,7 @@ def check_request(model: nn.Module, images: Tensor, labels: Tensor, targets: Ten
     images = checked_images("images", images)
     labels = _classes("labels", labels, images)
     targets = None if targets is None else _classes("targets", targets, images)
+    where = checked_where(where, images)
     clean = _clean_logits(model, images)
     for name, classes in (("labels", labels), ("targets", targets)):
         if classes is not None and not 0 <= classes.min() <= classes.max() < clean.shape[1]:
@@ -242,7 +242,7 @@ def check_request(model: nn.Module, images: Tensor, labels: Tensor, targets: Ten
             "gradients of a softmax of a softmax are too small",
             stacklevel=3,
         )
-    return Request(model, images, labels, targets, clean)
+    return Request(model, images, Goal(labels, targets, confidence), where, clean)
 
 
 def checked_images(name: str, images: Tensor) -> Tensor:
@@ -327,7 +327,7 @@ def measured(
     """
     images, adversarial = images.detach(), adversarial.detach()
     logits = logits_in_batches(model, adversarial)
-    success = as_wanted(logits, labels, targets) & adversarial.isfinite().flatten(1).all(1)
+    success = Goal(labels, targets).reached(logits) & adversarial.isfinite().flatten(1).all(1)
     reached = logits.argmax(1)
     unchanged = predictions(model, images) if not success.all() else reached
 

@@ -45,6 +45,7 @@ def song_1(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     max_pixels: Count = 100,
     temperature: Temperature = 1.0,
     arithmetic: Arithmetic = "exact",
@@ -60,6 +61,7 @@ def song_1(
         images: (B, C, H, W), float, in [0, 1].
         labels: (B,), int64, in 0..K-1. Rows that the model gets wrong already need no pixel.
         targets: (B,), int64, classes to reach, none equal to its label; by default any class but the label will do.
+        where: (H, W) or (B, 1, H, W), bool, the pixels that may change; all by default.
         max_pixels: trials for each row, at least 1; no more than H * W are made.
         temperature: at which the softmax is read, from 1e-30 to 1e30.
         arithmetic: 'exact' orders pixels by the gradient of the log-odds, which has the order of the loss gradient
@@ -73,7 +75,7 @@ def song_1(
     Raises:
         InputError: if an argument is not as above.
     """
-    asked = check_request(model, images, labels, targets)
+    asked = check_request(model, images, labels, targets, where)
     slopes = _gradient_map(asked, temperature, arithmetic)
     return _set_pixels(asked, _Fixed(slopes, torch.ones_like(slopes)), max_pixels, max_pixels, progress, backwards=1)
 
@@ -85,6 +87,7 @@ def song_2(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     max_pixels: Count = 100,
     temperature: Temperature = 1.0,
     arithmetic: Arithmetic = "exact",
@@ -106,7 +109,7 @@ def song_2(
         darken: whether pixels may be set to 0. The author's code only sets them to 1: signed=True, darken=False.
         flips: what `flip_logits` gives for these images, where several attacks share it; computed when not given.
     """
-    asked = check_request(model, images, labels, targets)
+    asked = check_request(model, images, labels, targets, where)
     maps = _Differences(asked, flips, temperature, arithmetic, signed, darken)
     return _set_pixels(asked, maps, max_pixels, max_pixels, progress)
 
@@ -118,6 +121,7 @@ def song_3(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     max_pixels: Count = 100,
     temperature: Temperature = 1.0,
     arithmetic: Arithmetic = "exact",
@@ -127,7 +131,7 @@ def song_3(
 
     Song 2017, algorithm 3. Arguments, result and errors as for `song_1`.
     """
-    asked = check_request(model, images, labels, targets)
+    asked = check_request(model, images, labels, targets, where)
     slopes = _gradient_map(asked, temperature, arithmetic)
     return _set_pixels(asked, _Fixed(slopes.abs(), slopes > 0), max_pixels, max_pixels, progress, backwards=1)
 
@@ -139,6 +143,7 @@ def song_4(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     max_pixels: Count = 100,
     temperature: Temperature = 1.0,
     arithmetic: Arithmetic = "exact",
@@ -160,17 +165,12 @@ def song_4(
             index. In float32 that is what becomes of a saturated network's maps, one after another and at full cost;
             the paper sets such samples aside as underflowed.
     """
-    asked = check_request(model, images, labels, targets)
+    asked = check_request(model, images, labels, targets, where)
     maps = _Differences(asked, flips, temperature, arithmetic, signed, darken)
     return _set_pixels(asked, maps, max_pixels, refresh_every, progress, stop_at_zeros=stop_at_zeros)
 
 
 # Maps ---------------------------------------------------------------------------------------------------------------
-
-
-def _raised(asked: Request) -> tuple[Tensor, int]:
-    """(B,) the classes whose loss counts, and whether it is to rise, 1, or to fall, -1."""
-    return (asked.labels, 1) if asked.targets is None else (asked.targets, -1)
 
 
 @dataclass(frozen=True)
@@ -210,15 +210,19 @@ class _Fixed(_Maps):
         return _Map(saliency, self.levels[rows], (saliency == 0).all(1), torch.zeros_like(rows))
 
 
+def _free(asked: Request) -> Tensor:
+    """(B, H * W) bool: the pixels that may be set."""
+    return asked.where.flatten(1)
+
+
 def _gradient_map(asked: Request, temperature: float, arithmetic: Arithmetic) -> Tensor:
     """(B, H * W): the gradient of the loss that is to be raised, summed over channels."""
     gradient = log_odds_gradient if arithmetic == "exact" else loss_gradient_float32
-    classes, sign = _raised(asked)
     maps = [
         gradient(asked.model, batch, of, temperature).sum(1).flatten(1)
-        for batch, of in zip(asked.images.split(BATCH), classes.split(BATCH), strict=True)
+        for batch, of in zip(asked.images.split(BATCH), asked.goal.classes.split(BATCH), strict=True)
     ]
-    return sign * torch.cat(maps).nan_to_num()
+    return asked.goal.sign * torch.cat(maps).nan_to_num()
 
 
 @dataclass(frozen=True)
@@ -234,15 +238,14 @@ class _Differences(_Maps):
     share = 0.75
 
     def __call__(self, rows: Tensor, images: Tensor, free: Tensor, progress: Progress) -> _Map:
-        untouched = bool(free.all())
+        untouched = torch.equal(free, _free(self.asked)[rows])
         current = self.asked.clean[rows] if untouched else logits_in_batches(self.asked.model, images)
         if self.flips is not None and untouched:
             logits, evaluations = (one[rows] for one in self.flips)
         else:
             wanted = torch.stack([free & self.darken, free], 1)
             logits, evaluations = flip_logits(self.asked.model, images, current, wanted=wanted, progress=progress)
-        aim, sign = _raised(self.asked)
-        change = self._change(logits, current, aim[rows], sign)
+        change = self._change(logits, current, self.asked.goal.classes[rows], self.asked.goal.sign)
         none = -torch.inf if self.arithmetic == "exact" and not self.signed else 0.0
         zeros = (change == none).flatten(1).all(1)
         to_zero, to_one = change.unbind(1)
@@ -291,10 +294,9 @@ def _set_pixels(
 ) -> AttackResult:
     """Sets pixels one by one until the prediction is as wanted: `refresh_every` by one map, then by the next."""
     images = asked.images.clone()
-    count, pixels_there = len(images), images[0, 0].numel()
-    limit = min(max_pixels, pixels_there)
+    count, free = len(images), _free(asked)
+    limit = min(max_pixels, max(1, int(free.sum(1).max())))
     rows = torch.arange(count, device=images.device)
-    free = torch.ones(count, pixels_there, dtype=torch.bool, device=images.device)
     pixels = torch.full((count, limit), -1, device=images.device)
     forwards = torch.ones_like(rows)  # the clean image's
     waiting = asked.waiting
@@ -309,16 +311,17 @@ def _set_pixels(
         if stop_at_zeros:
             told = (~found.zeros).nonzero().flatten()
             waiting, found = waiting[told], found.of(told)
-        # what cannot change the loss, exactly -inf, still goes before what has been set already
+        # what cannot change the loss, exactly -inf, still goes before what has been set already or may not be
         saliency = found.saliency.clamp(min=torch.finfo(found.saliency.dtype).min)
         saliency = saliency.masked_fill(~free[waiting], -torch.inf)
         order = saliency.argsort(dim=1, descending=True, stable=True)[:, :trials]
-        sequence = _Sequence.of(images[waiting], order, found.levels.gather(1, order))
+        may = free[waiting].gather(1, order)
+        sequence = _Sequence.of(images[waiting], order, may, found.levels.gather(1, order))
         needed, spent = _first_success(asked, waiting, sequence, part(progress, mapped, end, count * limit))
         images[waiting] = sequence.after(torch.arange(len(waiting), device=rows.device), needed.clamp(max=trials))
         position = torch.arange(trials, device=rows.device)
-        pixels[waiting, start : start + trials] = torch.where(position < needed[:, None], order, -1)
-        free[waiting] = free[waiting].scatter(1, order, False)
+        pixels[waiting, start : start + trials] = torch.where(may & (position < needed[:, None]), order, -1)
+        free = free.index_put((waiting[:, None], order), torch.zeros_like(may))
         forwards[waiting] += spent
         waiting = waiting[needed > trials]
     progress(count * limit, count * limit)
@@ -335,11 +338,11 @@ class _Sequence:
     trials: int
 
     @classmethod
-    def of(cls, images: Tensor, order: Tensor, levels: Tensor) -> _Sequence:
-        """Pixels `order` (n, trials) to be set to `levels` (n, trials)."""
+    def of(cls, images: Tensor, order: Tensor, may: Tensor, levels: Tensor) -> _Sequence:
+        """Pixels `order` (n, trials), those that `may` (n, trials) bool, to be set to `levels` (n, trials)."""
         trials = order.shape[1]
         nothing = torch.zeros_like(images[:, 0].flatten(1))
-        numbers = torch.arange(1, trials + 1, device=order.device).expand_as(order)
+        numbers = torch.arange(1, trials + 1, device=order.device).where(may, trials + 1)
         turn = torch.full_like(nothing, trials + 1, dtype=torch.int64).scatter(1, order, numbers)
         return cls(images, turn, nothing.scatter(1, order, levels.to(images.dtype)), trials)
 
@@ -368,7 +371,7 @@ def _first_success(asked: Request, rows: Tensor, sequence: _Sequence, progress: 
             steps = torch.arange(trial + 1, trial + ahead + 1, device=rows.device).repeat(len(waiting))
             pairs = zip(row.split(BATCH), steps.split(BATCH), strict=True)
             logits = torch.cat([answers(asked.model, sequence.after(r, s)) for r, s in pairs])
-            hit = asked.reached(logits, rows[row]).view(len(waiting), ahead)
+            hit = asked.goal.reached(logits, rows[row]).view(len(waiting), ahead)
             found = hit.any(1)
             needed[waiting[found]] = trial + 1 + hit[found].int().argmax(1)  # argmax of equals: the first
             spent[waiting] += ahead

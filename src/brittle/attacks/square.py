@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks.options import Count, Portion, Positive, Seed, checked
-from brittle.attacks.pgd import Ball, BallNorm, Found, Objective, length
+from brittle.attacks.pgd import Ball, BallNorm, Found, length
 from brittle.attacks.result import BATCH, AttackResult, answers, check_request, frozen
 from brittle.attacks.streams import Streams
 from brittle.progress import Progress, silent
@@ -24,6 +24,7 @@ def square(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     norm: BallNorm = "linf",
     eps: Positive = 0.3,
     queries: Count = 1000,
@@ -42,6 +43,7 @@ def square(
         images: (B, C, H, W), float, in [0, 1].
         labels: (B,), int64, in 0..K-1. Rows that the model gets wrong already need no change.
         targets: (B,), int64, classes to reach, none equal to its label; by default any class but the label will do.
+        where: (H, W) or (B, 1, H, W), bool, the pixels that may change; all by default.
         norm: 'linf' or 'l2'.
         eps: radius of the ball in pixel units, > 0.
         queries: points tried for each row, at least 1.
@@ -56,27 +58,26 @@ def square(
     Raises:
         InputError: if an argument is not as above.
     """
-    asked = check_request(model, images, labels, targets)
-    images = asked.images
-    aim, found = Objective(asked.labels, asked.targets), Found.of(asked)
-    ball = Ball(images, norm, eps)
+    asked = check_request(model, images, labels, targets, where)
+    images, goal, found = asked.images, asked.goal, Found.of(asked)
+    ball = Ball(images, asked.where, norm, eps)
     search = (_SquaresLinf if norm == "linf" else _SquaresL2)(ball, Streams.of(images, seed), seed)
     waiting = (~found.done).nonzero().flatten()
     with frozen(model), torch.no_grad():
         for begin in range(0, len(waiting), BATCH):
             rows = waiting[begin : begin + BATCH]
-            change = search.begin(rows)
+            change = search.fitted(search.begin(rows), rows)
             least = torch.full((len(rows),), torch.inf, device=images.device, dtype=torch.float64)
             for query in range(queries):
                 if query:
                     side = math.sqrt(area * images[0, 0].numel() / 2 ** sum(query > at * queries for at in HALVINGS))
-                    tried = search.change(change, rows, round(side), query)
+                    tried = search.fitted(search.change(change, rows, round(side), query), rows)
                 else:
                     tried = change
                 points = ball.into(images[rows] + tried, rows)
                 logits = answers(model, points)
                 found.forwards[rows] += 1
-                reached, height = aim.reached(logits, rows), aim.falls(logits, rows).double()
+                reached, height = goal.reached(logits, rows), goal.lead(logits, rows).double()
                 found.take(rows, points, reached)
                 kept = height <= least
                 change, least = torch.where(kept.view(-1, 1, 1, 1), tried, change), torch.where(kept, height, least)
@@ -118,11 +119,15 @@ class _SquaresLinf(_Squares):
         mask = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
         return torch.where(mask, self.ball.eps * self._signs(rows, (channels, 1, 1), 3 * query + 2), change)
 
+    def fitted(self, change: Tensor, rows: Tensor) -> Tensor:
+        """The change, which `Ball.into` cuts to where it may be."""
+        return change
+
 
 @dataclass(frozen=True)
 class _SquaresL2(_Squares):
     def begin(self, rows: Tensor) -> Tensor:
-        """Hills and valleys in a mesh of five by five: (n, C, H, W), on the border of the ball."""
+        """Hills and valleys in a mesh of five by five: (n, C, H, W)."""
         _, channels, height, width = self.ball.images.shape
         side = max(1, min(height, width) // 5)
         change = torch.zeros(len(rows), channels, height, width, dtype=self.ball.images.dtype, device=rows.device)
@@ -132,7 +137,7 @@ class _SquaresL2(_Squares):
             for across in range(width // side):
                 place = slice(down * side, (down + 1) * side), slice(across * side, (across + 1) * side)
                 change[:, :, place[0], place[1]] = hill * signs[:, :, down, across]
-        return change * self.ball.eps / length(change)
+        return change
 
     def change(self, change: Tensor, rows: Tensor, side: int, query: int) -> Tensor:
         """One square flattened, and what it held given to a new hill and valley in another."""
@@ -161,7 +166,12 @@ class _SquaresL2(_Squares):
         tried = change.clone()
         tried[flattened] = 0
         tried[grown] = new
-        return tried * self.ball.eps / length(tried).clamp(min=1e-10)
+        return tried
+
+    def fitted(self, change: Tensor, rows: Tensor) -> Tensor:
+        """The change, where it may be, on the border of the ball."""
+        change = change * self.ball.where[rows]
+        return change * self.ball.eps / length(change).clamp(min=1e-10)
 
 
 def _hill(height: int, width: int) -> Tensor:
@@ -181,6 +191,7 @@ def noise(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
+    where: Tensor | None = None,
     norm: BallNorm = "linf",
     eps: Positive = 0.3,
     draws: Count = 100,
@@ -194,25 +205,25 @@ def noise(
     Arguments, result and errors as for `square`, except:
         draws: points tried for each row, at least 1.
     """
-    asked = check_request(model, images, labels, targets)
-    aim, found = Objective(asked.labels, asked.targets), Found.of(asked)
-    everywhere, streams = Ball(asked.images, norm, eps), Streams.of(asked.images, seed)
+    asked = check_request(model, images, labels, targets, where)
+    found, streams = Found.of(asked), Streams.of(asked.images, seed)
+    whole = Ball(asked.images, asked.where, norm, eps)
     with frozen(model), torch.no_grad():
         for draw in range(draws):
             waiting = (~found.done).nonzero().flatten()
             for begin in range(0, len(waiting), BATCH):
                 rows = waiting[begin : begin + BATCH]
-                ball, own = everywhere.of(rows), streams.of_rows(rows)
+                ball, own = whole.of(rows), streams.of_rows(rows)
                 points = _border(ball, own, draw) if draw % 2 else ball.draw(own, draw)
                 found.forwards[rows] += 1
-                found.take(rows, points, aim.reached(answers(model, points), rows))
+                found.take(rows, points, asked.goal.reached(answers(model, points), rows))
             progress(len(labels) * draw // draws, len(labels))
     progress(len(labels), len(labels))
-    return found.measured(asked, everywhere)
+    return found.measured(asked, whole)
 
 
 def _border(ball: Ball, streams: Streams, draw: int) -> Tensor:
-    drawn = streams.normal(tuple(ball.images.shape[1:]), 2 * draw, ball.images.dtype)
+    drawn = ball.where * streams.normal(tuple(ball.images.shape[1:]), 2 * draw, ball.images.dtype)
     if ball.norm == "linf":
         return (ball.images + ball.eps * drawn.sign()).clamp(0, 1)
     return (ball.images + ball.eps * drawn / length(drawn)).clamp(0, 1)

@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.pgd import Ball, Objective, fading, pgd
+from brittle.attacks.goal import Goal, everywhere
+from brittle.attacks.pgd import Ball, fading, pgd
 from brittle.attacks.result import frozen
 from brittle.attacks.streams import Streams
 from brittle.auditing.gradients import MATERIAL, Gradients, gradient_of
@@ -315,13 +316,13 @@ def trace(suite: Suite) -> Tensor:
     """(S + 1, n): the margin on the way of a walk with decaying steps, from images that the model gets right."""
     rows = (suite.best_found.size > 0).nonzero().flatten()[: ROWS // 2]
     clean, labels, steps = suite.best_found.images[rows], suite.best_found.labels[rows], suite.budget.steps
-    ball = Ball(clean, suite.ball, suite.eps)
-    aim, every = Objective(labels, None), torch.arange(len(rows), device=rows.device)
+    ball = Ball(clean, everywhere(clean), suite.ball, suite.eps)
+    goal, every = Goal(labels), torch.arange(len(rows), device=rows.device)
     points, way = clean, []
     with seeded(suite.seed):
         for step in range(steps + 1):
             gradient, logits = gradient_of(suite.best, points, labels, "margin")
-            way.append(aim.falls(logits, every))
+            way.append(goal.lead(logits))
             points = ball.into(points - ball.step(gradient, fading(step, steps) * suite.eps / 4), every)
     walked = torch.stack(way)
     finite = walked.isfinite().all(0)  # where the model answers NaN, there is no margin to look at

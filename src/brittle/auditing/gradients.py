@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brittle.attacks.pgd import Loss, Objective
+from brittle.attacks.goal import Goal, Loss
 from brittle.attacks.result import answers, frozen
 from brittle.auditing.wrappers import Scaled
 from brittle.errors import InputError
@@ -90,10 +90,9 @@ def look_at(
 
 def gradient_of(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """The gradient of a loss of `attacks.descent`, and the logits."""
-    aim = Objective(labels, None, loss)
-    every = torch.arange(len(images), device=images.device)
+    goal, every = Goal(labels), torch.arange(len(images), device=images.device)
     with frozen(model):
-        logits, gradient = differentiated(model, images, lambda z, rows: aim.falls(z, every[rows]))
+        logits, gradient = differentiated(model, images, lambda z, rows: goal.loss(z, every[rows], loss))
     return torch.zeros_like(images) if gradient is None else gradient, logits
 
 
@@ -115,12 +114,11 @@ def _foretold(view: nn.Module, images: Tensor, labels: Tensor, gradient: Tensor,
     direction = gradient.sign()
     centre = images.clamp(reach, 1 - reach)
     expected = 2 * reach * gradient.flatten(1).double().abs().sum(1)
-    aim = Objective(labels, None)
-    rows = torch.arange(len(images), device=images.device)
+    goal = Goal(labels)
     margins = []
     with frozen(view), torch.no_grad():
         for side in (1, -1):
             with seeded(seed + 1):  # the same noise on both sides
-                margins.append(aim.falls(answers(view, centre + side * reach * direction), rows).double())
+                margins.append(goal.lead(answers(view, centre + side * reach * direction)).double())
     ratio = (margins[0] - margins[1]) / expected
     return ((ratio > 0.5) & (ratio < 2)).double().mean().item()

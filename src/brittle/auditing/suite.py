@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
-from brittle.attacks.pgd import BallNorm, Loss, fgsm, pgd
+from brittle.attacks.goal import Loss
+from brittle.attacks.pgd import BallNorm, fgsm, pgd
 from brittle.attacks.result import BATCH, AttackResult, answers, frozen, logits_of
 from brittle.attacks.song import song_2, song_3
 from brittle.attacks.square import noise, square

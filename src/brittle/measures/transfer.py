@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from brittle.attacks.result import AttackResult, as_wanted, check_request, logits_in_batches
+from brittle.attacks.result import AttackResult, check_request, logits_in_batches
 from brittle.errors import InputError
 from brittle.measures import Share, share
 from brittle.progress import Progress, part, silent
@@ -95,6 +95,6 @@ def transfer_matrix(
 def _tried(found: AttackResult, model: nn.Module) -> tuple[Share, Share]:
     """Of one result on one model, `Transfer`'s two shares."""
     asked = check_request(model, found.images, found.labels, found.targets)
-    counted = ~found.trivial & ~as_wanted(asked.clean, asked.labels, asked.targets)
-    fools = found.success & as_wanted(logits_in_batches(model, found.adversarial), asked.labels, asked.targets)
+    counted = ~found.trivial & ~asked.goal.reached(asked.clean)
+    fools = found.success & asked.goal.reached(logits_in_batches(model, found.adversarial))
     return share(fools[counted & found.success]), share(fools[counted])
