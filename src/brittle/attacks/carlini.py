@@ -269,7 +269,7 @@ class _L0(Norm):
             **{field.name: getattr(runs, field.name) for field in fields(runs)},
             allowed=pixels,
             changed=pixels,
-            order=pixels.long().cumsum(1) - 1,
+            order=(~pixels).long().argsort(dim=1, stable=True),
             share=torch.full_like(runs.bound, self.share),
             needed=torch.zeros_like(rows),
             solution=runs.image,

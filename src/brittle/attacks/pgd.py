@@ -117,7 +117,7 @@ def pgd(
         raise InputError("rivals goes with loss='margin' and without targets")
     asked = check_request(model, images, labels, targets, where)
     images = asked.images
-    ball, found = Ball(images, asked.where, norm, eps), Found.of(asked)
+    ball, found = Ball(images, norm, eps, asked.where), Found.of(asked)
     size = step_size or (5.0 if decay else 2.5) * eps / steps
     walk = _Walk(asked, ball, loss, rivals, steps, size, decay, keep)
     streams = Streams.of(images, seed)
@@ -139,14 +139,20 @@ class Ball:
     """All images of [0, 1] within `eps` of each of `images`, in L-infinity or L2, and like it elsewhere."""
 
     images: Tensor  # (N, C, H, W)
-    where: Tensor  # (N, 1, H, W), bool: the pixels that may change
     norm: BallNorm
     eps: float
+    where: Tensor | None = None  # (N, 1, H, W), bool: the pixels that may change; all by default
+
+    def only(self, change: Tensor, rows: Tensor | None = None) -> Tensor:
+        """A change of `rows` (n,), all by default, in the pixels that may change."""
+        if self.where is None:
+            return change
+        return change * (self.where if rows is None else self.where[rows])
 
     def into(self, points: Tensor, rows: Tensor) -> Tensor:
         """The nearest points of the balls of `rows` (n,), nearest but for the corners where ball and box meet."""
         centre = self.images[rows]
-        change = (points - centre) * self.where[rows]
+        change = self.only(points - centre, rows)
         if self.norm == "linf":
             change = change.clamp(-self.eps, self.eps)
         else:
@@ -155,7 +161,7 @@ class Ball:
 
     def of(self, rows: Tensor) -> Ball:
         """The balls of `rows` (n,)."""
-        return Ball(self.images[rows], self.where[rows], self.norm, self.eps)
+        return Ball(self.images[rows], self.norm, self.eps, None if self.where is None else self.where[rows])
 
     @property
     def bound(self) -> Bound:
@@ -166,9 +172,9 @@ class Ball:
         """A point for every row, spread evenly over its ball, cut to the box: (N, C, H, W)."""
         shape, dtype = tuple(self.images.shape[1:]), self.images.dtype
         if self.norm == "linf":
-            change = self.where * (2 * streams.uniform(shape, draw, dtype) - 1)
+            change = self.only(2 * streams.uniform(shape, draw, dtype) - 1)
             return (self.images + self.eps * change).clamp(0, 1)
-        change = self.where * streams.normal(shape, 2 * draw, dtype)
+        change = self.only(streams.normal(shape, 2 * draw, dtype))
         size = streams.uniform((1, 1, 1), 2 * draw + 1, dtype) ** (1 / math.prod(shape))
         return (self.images + change / length(change) * self.eps * size).clamp(0, 1)
 
@@ -255,9 +261,7 @@ class _Walk:
     def _look(self, points: Tensor, rows: Tensor, turn: int, ends: bool) -> tuple[Tensor, Tensor | None]:
         if ends:
             return answers(self.asked.model, points), None
-        logits, gradient = differentiated(
-            self.asked.model, points, lambda z, part: self._falls(z, rows[part], turn)
-        )
+        logits, gradient = differentiated(self.asked.model, points, lambda z, part: self._falls(z, rows[part], turn))
         return logits, torch.zeros_like(points) if gradient is None else self.ball.only(gradient, rows)
 
     def _falls(self, logits: Tensor, rows: Tensor, turn: int) -> Tensor:

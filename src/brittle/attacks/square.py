@@ -60,7 +60,7 @@ def square(
     """
     asked = check_request(model, images, labels, targets, where)
     images, goal, found = asked.images, asked.goal, Found.of(asked)
-    ball = Ball(images, asked.where, norm, eps)
+    ball = Ball(images, norm, eps, asked.where)
     search = (_SquaresLinf if norm == "linf" else _SquaresL2)(ball, Streams.of(images, seed), seed)
     waiting = (~found.done).nonzero().flatten()
     with frozen(model), torch.no_grad():
@@ -170,7 +170,7 @@ class _SquaresL2(_Squares):
 
     def fitted(self, change: Tensor, rows: Tensor) -> Tensor:
         """The change, where it may be, on the border of the ball."""
-        change = change * self.ball.where[rows]
+        change = self.ball.only(change, rows)
         return change * self.ball.eps / length(change).clamp(min=1e-10)
 
 
@@ -207,7 +207,7 @@ def noise(
     """
     asked = check_request(model, images, labels, targets, where)
     found, streams = Found.of(asked), Streams.of(asked.images, seed)
-    whole = Ball(asked.images, asked.where, norm, eps)
+    whole = Ball(asked.images, norm, eps, asked.where)
     with frozen(model), torch.no_grad():
         for draw in range(draws):
             waiting = (~found.done).nonzero().flatten()
@@ -223,7 +223,7 @@ def noise(
 
 
 def _border(ball: Ball, streams: Streams, draw: int) -> Tensor:
-    drawn = ball.where * streams.normal(tuple(ball.images.shape[1:]), 2 * draw, ball.images.dtype)
+    drawn = ball.only(streams.normal(tuple(ball.images.shape[1:]), 2 * draw, ball.images.dtype))
     if ball.norm == "linf":
         return (ball.images + ball.eps * drawn.sign()).clamp(0, 1)
     return (ball.images + ball.eps * drawn / length(drawn)).clamp(0, 1)

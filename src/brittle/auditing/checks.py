@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.goal import Goal, everywhere
+from brittle.attacks.goal import Goal
 from brittle.attacks.pgd import Ball, fading, pgd
 from brittle.attacks.result import frozen
 from brittle.attacks.streams import Streams
@@ -316,7 +316,7 @@ def trace(suite: Suite) -> Tensor:
     """(S + 1, n): the margin on the way of a walk with decaying steps, from images that the model gets right."""
     rows = (suite.best_found.size > 0).nonzero().flatten()[: ROWS // 2]
     clean, labels, steps = suite.best_found.images[rows], suite.best_found.labels[rows], suite.budget.steps
-    ball = Ball(clean, everywhere(clean), suite.ball, suite.eps)
+    ball = Ball(clean, suite.ball, suite.eps)
     goal, every = Goal(labels), torch.arange(len(rows), device=rows.device)
     points, way = clean, []
     with seeded(suite.seed):
