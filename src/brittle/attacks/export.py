@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.result import AttackResult, as_wanted, check_request, logits_in_batches
+from brittle.attacks.result import AttackResult, check_request, logits_in_batches
 from brittle.errors import InputError
 from brittle.progress import Progress, barred, silent
 
@@ -85,7 +85,7 @@ def write_images(
     asked = check_request(model, found.images, found.labels, found.targets)
     clean, adversarial = in_8_bits(found)
     logits = logits_in_batches(asked.model, adversarial)
-    fooled = as_wanted(logits, asked.labels, asked.targets) & found.success
+    fooled = asked.goal.reached(logits) & found.success
     files = replace(found, images=clean, adversarial=adversarial, success=fooled, prediction=logits.argmax(1))
     told = _columns(found, "") | _columns(files, "png_") | {"clean_prediction": asked.clean.argmax(1).tolist()}
     told["wrong_before"] = found.trivial.tolist()
