@@ -58,6 +58,14 @@ def test_identifiers_are_unique(build: Build):
     assert len(found) == len(set(found))
 
 
+def test_landmarks_have_names_of_their_own(build: Build, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("brittle.report.page._FIRST", 1)  # the other two of the three classes are folded away
+    outline = Outline(html(gather(build(), "tiny")))
+    regions = [one["aria-label"] for _, one in outline.seen if one.get("role") == "region"]
+    assert len(regions) == len(set(regions))
+    assert sum("Other classes" in label for label in regions) == 2
+
+
 def test_a_study_that_is_not_finished_says_so(build: Build):
     skip = [("attack", HOSTILE, 0, "first", 6), ("measure", "plain", 0), ("train", "plain", 0)]
     text = words(Outline(html(gather(build(skip=skip), "tiny"))))
