@@ -102,7 +102,10 @@ def main() -> None:
     asked.file.touch()
     lines = [json.loads(line) for line in asked.file.read_text(encoding="utf-8").splitlines()]
     done = {(one["seed"], one["threads"], one["dtype"], one["T"]) for one in lines}
-    for wanted in itertools.product(SEEDS, THREADS, DTYPES, TEMPERATURES):
+    grid = itertools.product(SEEDS, THREADS, DTYPES, TEMPERATURES)
+    for wanted in sorted(
+        grid, key=lambda one: one[3] != TEMPERATURES[one[0] % 2]
+    ):  # all seeds at one T, then the other
         if wanted not in done:
             lines.append(trained(*wanted, native=asked.native))
             print(lines[-1], flush=True)

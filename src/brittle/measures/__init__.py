@@ -178,10 +178,11 @@ def paired(one: Tensor, other: Tensor, *, resamples: int = 10_000, seed: int = 0
     McNemar 1947, exact; Newcombe 1998, method 10, which has an interval even where one share is 0 or 1.
 
     Raises:
-        InputError: if the two are not of the same rows.
+        InputError: if the two are not of the same rows, or not bool.
     """
-    if one.shape != other.shape or one.ndim != 1:
-        raise InputError(f"paired outcomes must be (N,) each, got {tuple(one.shape)} and {tuple(other.shape)}")
+    if one.shape != other.shape or one.ndim != 1 or not one.dtype == other.dtype == torch.bool:
+        came = " and ".join(f"{tuple(values.shape)} of {values.dtype}" for values in (one, other))
+        raise InputError(f"paired outcomes must be (N,) of bool each, got {came}")
     counts = [int(rows.sum()) for rows in (one & other, one & ~other, ~one & other, ~one & ~other)]
     both, first, second, _ = counts
     total = len(one)
