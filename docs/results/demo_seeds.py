@@ -105,7 +105,7 @@ def main() -> None:
     grid = itertools.product(SEEDS, THREADS, DTYPES, TEMPERATURES)
     for wanted in sorted(
         grid, key=lambda one: one[3] != TEMPERATURES[one[0] % 2]
-    ):  # all seeds at one T, then the other
+    ):  # each seed at one T first
         if wanted not in done:
             lines.append(trained(*wanted, native=asked.native))
             print(lines[-1], flush=True)
