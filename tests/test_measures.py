@@ -229,9 +229,7 @@ def test_survival_is_the_share_that_needs_a_larger_change():
 
 @pytest.mark.parametrize("other", [torch.ones(shape).bool() for shape in (4, 1, (5, 1), 0)] + [torch.ones(5)])
 def test_outcomes_of_other_rows_are_not_paired(other: torch.Tensor):
-    with pytest.raises(
-        InputError, match=r"must be \(N,\) of bool each, got \(5,\) of torch.bool and \("
-    ):
+    with pytest.raises(InputError, match=r"must be \(N,\) of bool each, got \(5,\) of torch.bool and \("):
         measures.paired(torch.ones(5).bool(), other)
 
 

@@ -103,9 +103,7 @@ def main() -> None:
     lines = [json.loads(line) for line in asked.file.read_text(encoding="utf-8").splitlines()]
     done = {(one["seed"], one["threads"], one["dtype"], one["T"]) for one in lines}
     grid = itertools.product(SEEDS, THREADS, DTYPES, TEMPERATURES)
-    for wanted in sorted(
-        grid, key=lambda one: one[3] != TEMPERATURES[one[0] % 2]
-    ):  # each seed at one T first
+    for wanted in sorted(grid, key=lambda one: one[3] != TEMPERATURES[one[0] % 2]):  # each seed at one T first
         if wanted not in done:
             lines.append(trained(*wanted, native=asked.native))
             print(lines[-1], flush=True)
