@@ -160,10 +160,10 @@ def class_mask(
         where: the pixels that may change; a mask is learned in those that may in any image with its target.
         examples: (N, C, H, W), float, in [0, 1], what each mask is learned on: the training set, or those of its images
             that are of one class; by default the images that share the target.
-        epochs, batch_size, learning_rate, epsilon, seed: as for `learned_mask`.
 
-    The other arguments, result and errors are those of `linear_mask`. A row's evaluations are its share of those that
-    all masks took, rounded up, and one for the clean image.
+    `epochs`, `batch_size`, `learning_rate`, `epsilon` and `seed` are those of `learned_mask`. The other arguments,
+    result and errors are those of `linear_mask`. A row's evaluations are its share of those that all masks took, rounded
+    up, and one for the clean image.
     """
     asked = check_request(model, images, labels, targets, where)
     images, targets, waiting = asked.images, asked.goal.classes, asked.waiting
