@@ -1,4 +1,4 @@
-"""Puts the repository's own pages (CHANGELOG, SECURITY, CONTRIBUTING) into the site, and mends the links to them."""
+"""Puts the repository's own pages (CHANGELOG, SECURITY, CONTRIBUTING) into the site, and corrects the links to them."""
 
 import re
 from pathlib import Path

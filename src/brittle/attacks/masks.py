@@ -162,8 +162,8 @@ def class_mask(
             that are of one class; by default the images that share the target.
 
     `epochs`, `batch_size`, `learning_rate`, `epsilon` and `seed` are those of `learned_mask`. The other arguments,
-    result and errors are those of `linear_mask`. A row's evaluations are its share of those that all masks took, rounded
-    up, and one for the clean image.
+    result and errors are those of `linear_mask`. A row's evaluations are its share of those that all masks took,
+    rounded up, and one for the clean image.
     """
     asked = check_request(model, images, labels, targets, where)
     images, targets, waiting = asked.images, asked.goal.classes, asked.waiting
