@@ -328,12 +328,12 @@ def _chosen(model: nn.Module | Callable[[Tensor], Any], given: Any, rows: int) -
     """How the images were chosen, in words; and the images, where the model is."""
     whole = given.test if isinstance(given, Data) else given
     split = as_split(given, rows)
-    if not isinstance(whole, Split):
+    if not isinstance(whole, Split) or whole.class_by_class:
         chosen = f"all {len(split)} given" if len(split) < rows else f"{rows} drawn at random, with a fixed seed"
     else:
         chosen = f"all {len(whole)} given" if len(split) == len(whole) else f"the first {len(split)} of {len(whole)}"
     weights = model.parameters() if isinstance(model, nn.Module) else ()
-    device = next((p.device for p in weights), split.images.device)
+    device = next((p.device for p in weights), split.labels.device)
     return chosen, split.to(device)
 
 

@@ -179,7 +179,7 @@ class Request:
             return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus)
         if (self.workers or 1) > 1:
             loaded = load(study.data)
-            held = sum(split.images.nbytes for split in (loaded.train, loaded.validation, loaded.test))
+            held = sum(split.pixels.nbytes for split in (loaded.train, loaded.validation, loaded.test))
             return LocalPool(place, self.workers or 1, held)
         return engine.InProcess(Worker(store, load, device))
 
@@ -334,7 +334,7 @@ def check_fits(model: Any, data: Data, device: torch.device) -> None:
 
     try:
         with torch.no_grad():
-            logits = model(data.test.images[:2].to(device))
+            logits = model(data.test[:2].images.to(device))
     except Exception as error:  # it may be anybody's code
         shape = tuple(data.image_shape)
         raise InputError(f"the network does not take images of {data.name}, {shape}: {first_line(error)}") from error

@@ -14,7 +14,7 @@ def select(cell: Cell, _parents: Parents, context: Context) -> Outcome:
     data = context.data(cell.place, cell.digest)
     rows = cell.params["rows"]
     count = len(data.test) if rows == "all" else min(rows, len(data.test))
-    images, labels = data.test.images[:count].clone(), data.test.labels[:count].clone()
+    images, labels = data.test[:count].images.clone(), data.test.labels[:count].clone()
     scalars = {"rows": count, "data": data.name, "source": data.source, "classes": list(data.classes)}
     return Outcome(scalars, {"rows": {"images": images, "labels": labels}})
 
