@@ -164,7 +164,7 @@ class Audit:
 
     def summary(self) -> str:
         """The verdict and what it rests on in a few lines, as the command line prints it, without colour."""
-        from brittle.report import audit as report
+        from brittle.study.kinds.audit import page as report
 
         return report.plain([self.record()])
 
@@ -179,7 +179,7 @@ class Audit:
         Raises:
             InputError: if the folder cannot be written.
         """
-        from brittle.report import audit as report
+        from brittle.study.kinds.audit import page as report
 
         record = self.record()
         pairs = zip(record["pictures"], self.pictures, strict=True)
@@ -187,7 +187,7 @@ class Audit:
         return report.write_audit([record], report.about_python(record, classes, name), folder)
 
     def _repr_html_(self) -> str:
-        from brittle.report import audit as report
+        from brittle.study.kinds.audit import page as report
 
         return report.small_table(self.record())
 

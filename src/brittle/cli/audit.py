@@ -109,7 +109,7 @@ def run_audit(asked: Question, how: Request) -> int:
         InputError: if the model, the data or an option is not as expected.
     """
     from brittle.data import load
-    from brittle.report import audit as report
+    from brittle.study.kinds.audit import page as report
     from brittle.study.kinds.audit.cell import record_of
 
     store = how.open_store()

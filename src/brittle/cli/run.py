@@ -418,7 +418,7 @@ def _check_rows(study: Study, data: Data) -> None:
 def _news(store: Store, cell: Cell) -> str | None:
     """What a finished cell has to say at once: an audit its verdict, a measurement that the network has not learned."""
     from brittle.measures import Share, why_not_learned
-    from brittle.report.audit import headline
+    from brittle.study.kinds.audit.page import headline
 
     stored = store.get(cell.key) if cell.function in ("audit", "measure") else None
     if stored is None:

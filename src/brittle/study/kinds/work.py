@@ -57,6 +57,20 @@ class Function:
     versions: Mapping[str, int] = field(default_factory=dict)
 
 
+def cell_of(
+    functions: Mapping[str, Function],
+    title: str,
+    function: str,
+    params: Mapping[str, Any],
+    parents: Mapping[str, Cell] | None = None,
+    **more: Any,
+) -> Cell:
+    """A cell with the version that its function has now among these; `more`: digest, place, environment of `Cell`."""
+    known = functions[function]
+    version = known.versions.get(params.get("function", ""), known.version)
+    return Cell(title, function, version, params, parents or {}, **more)
+
+
 class Counts:
     """The sizes that work is counted from.
 
