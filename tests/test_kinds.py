@@ -61,13 +61,13 @@ def cost(cell, counts):
 
 FUNCTIONS = {"brighten": Function(1, run, cost)}
 '''
-VIEW = '''from brittle.study.kinds.toy.cell import Brightness
+VIEW = """from brittle.study.kinds.toy.cell import Brightness
 
 
 def section(report):
     found = [(model.title, one) for model in report.models for one in model.results_of(Brightness)]
     return {"rows": found} if found else {}
-'''
+"""
 SECTION = """<section aria-labelledby="toy"><h2 id="toy">How bright</h2>
 {% for title, one in toy.rows %}<p>{{ title }}: {{ '%.3f'|format(one.mean) }}</p>{% endfor %}
 </section>
