@@ -19,8 +19,9 @@ import brittle
 from brittle.auditing import audit
 from brittle.auditing.best_found import BestFound
 from brittle.cli import audit as inspecting
-from brittle.cli.audit import Question, number
+from brittle.cli.audit import Question
 from brittle.cli.main import app
+from brittle.cli.options import number
 from brittle.cli.run import Request
 from brittle.models.networks import build
 from brittle.study import schema
@@ -277,7 +278,7 @@ def test_progress_says_what_is_tried_and_how_much_is_left(run):
         (["audit_mine:net", "--norm", "l3"], "unknown norm 'l3'"),
         (["audit_mine:net", "--budget", "endless"], "unknown budget 'endless'"),
         (["audit_mine:net", "--rows", "0"], "rows must be at least 1, got 0"),
-        (["audit_mine:net", "--mean", "a,b"], "--mean needs numbers with commas between"),
+        (["audit_mine:net", "--mean", "a,b"], "Invalid value for '--mean': numbers with commas between"),
         (["audit_mine:net", "--std", "1,1,1"], "--std needs one number or one for each of 1 channels, got 3"),
         (["audit_mine:net", "--data", "minst"], "did you mean 'mnist'"),
         (["audit_mine:net", "--data", "unlabelled.npz"], "lacks labels"),
@@ -438,7 +439,7 @@ def test_an_audit_of_cells_has_the_key_that_a_study_gives_it(tmp_path):
     alone, beside = (audit["cell"] for audit in tempered["audits"])
 
     def key(norm, **more):
-        asked = Question(tempered["train"][:12], "digits", **more)
+        asked = Question(model=tempered["train"][:12], data="digits", **more)
         return inspecting._cell(asked, Request(), norm, torch.nn.Linear(1, 1), None, data, cpu, store).key
 
     assert key("linf", rows=30, budget="quick") == alone

@@ -34,7 +34,7 @@ SMALLER = {
     "train": "--data digits --network mlp --epochs 1",
     "attack": "--data digits --rows 4",
     "audit": "--data digits --mean 0 --std 1 --budget quick --rows 4",
-    "explain": "--data digits --images 30 --random 0 --points 2 --classes 3",
+    "explain": "--data digits --images 30 --random 0 --points 2 --knockout 3",
     "data fetch": "--help",  # downloads
 }
 # What stands for files and cells that only the reader has.

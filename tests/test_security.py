@@ -17,7 +17,7 @@ from brittle.models.networks import build, mlp
 from brittle.study import lookup, schema
 from brittle.study.kinds import new_cell
 from brittle.study.kinds.network import cell as network
-from brittle.study.load_model import open_model
+from brittle.study.load_model import load_model
 from brittle.study.run import scheduler
 from brittle.study.run.worker import told
 from brittle.study.store.cell import Cell
@@ -45,7 +45,7 @@ def ran(tmp_path, monkeypatch) -> Path:
 
 
 def opened(text: object, **options) -> nn.Module:
-    return open_model(str(text), data=DIGITS, device=CPU, **options)
+    return load_model(str(text), data=DIGITS, device=CPU, **options)
 
 
 def refused(call, *arguments, **options) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from brittle.models import networks, softmax
     from brittle.models.distill import distill, soft_labels
     from brittle.models.fit import fit
+    from brittle.study.load_model import load_model
 
 _MODULES = {
     "attacks": "attacks",
@@ -50,6 +51,7 @@ _HOMES = {
     "audit": "auditing",
     "distill": "models.distill",
     "fit": "models.fit",
+    "load_model": "study.load_model",
     "soft_labels": "models.distill",
 }
 
@@ -64,6 +66,7 @@ __all__ = [
     "data",
     "distill",
     "fit",
+    "load_model",
     "measures",
     "networks",
     "progress",

@@ -25,7 +25,7 @@ import brittle
 from brittle import data
 from brittle.errors import InputError
 from brittle.models.networks import build, mlp
-from brittle.study.load_model import open_model
+from brittle.study.load_model import load_model
 
 SUFFIXES = ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm")
 IMAGES = np.arange(12 * 25).reshape(12, 5, 5).astype(np.uint8)
@@ -347,7 +347,7 @@ def state() -> dict[str, torch.Tensor]:
 def opened(path: str, content: bytes, trust: bool = False, network: str | None = "mlp") -> None:
     """Opens a file of this content as a model, and asks it for logits."""
     Path(path).write_bytes(content)
-    model = open_model(path, data=digits(), device=torch.device("cpu"), network=network, trust=trust)
+    model = load_model(path, data=digits(), device=torch.device("cpu"), network=network, trust=trust)
     try:
         logits = model(digits().test.images[:2])
     except Exception as error:  # a command asks, and says so in a line

@@ -309,7 +309,7 @@ def finished() -> tuple[Path, str, dict[str, bytes]]:
         record = json.loads(Path(folder, "studies", "mine.json").read_text())
         key = record["models"][0]["train"]
         command("attack", key, "--attack", "fgsm", "--attack", "song_1", "--rows", "4", "--name", "hit", *on)
-        asked = ("--images", "6", "--random", "1", "--points", "3", "--classes", "3")
+        asked = ("--images", "6", "--random", "1", "--points", "3", "--knockout", "3")
         command("explain", key, *asked, "--layers", "tanh", "--name", "seen", *on)
         command("audit", key, "--budget", "quick", "--rows", "4", *on, codes=(0, 1, 3))
         files = {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}

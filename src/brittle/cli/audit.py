@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
+from brittle.cli import options
 from brittle.cli.bars import Bars, err, out
-from brittle.cli.run import Named, Request, file_name, warn_of_other_data
+from brittle.cli.options import Named
+from brittle.cli.run import Request, file_name, opened, reading, warn_of_other_data
 from brittle.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -31,49 +33,23 @@ TRAIN = "train"  # in place of a reference: make one
 ROBUST, BROKEN, INCONCLUSIVE = 0, 1, 3  # exit codes
 
 
-def number(text: str) -> float:
-    """'0.03' or '8/255' as a number."""
-    above, slash, below = text.partition("/")
-    try:
-        return float(above) / float(below) if slash else float(above)
-    except (ValueError, ZeroDivisionError):
-        raise typer.BadParameter(f"a number such as 0.03 or 8/255 was expected, got {text!r}") from None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Question(Named):
     """What is to be audited, and how; see `brittle.audit`."""
 
-    mean: Annotated[
-        str | None, typer.Option(help="Per-channel mean that is subtracted from images in [0, 1]: 0.49,0.48,0.45")
-    ] = None
-    std: Annotated[str | None, typer.Option(help="Per-channel standard deviation by which they are then divided.")] = (
-        None
-    )
-    norm: Annotated[str, typer.Option(help="Norm of the perturbation: linf, l2, l0 or all.")] = "linf"
-    eps: Annotated[
-        float | None,
-        typer.Option(
-            parser=number,
-            metavar="NUMBER",
-            help="Largest perturbation: 0.03 or 8/255. [default: the usual one for such images]",
-        ),
-    ] = None
-    rows: Annotated[int, typer.Option(help="Number of test images to attack.")] = 1000
+    norm: options.Norm = "linf"
+    eps: options.Eps = None
+    rows: options.Rows = 1000
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard"
     reference: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="An undefended network of the same shape and training; 'train' trains one, for a cell of the store. "
-            "[default: that one, if it is in the store]",
+            help="An undefended network of the same shape and training; a file of weights is of the same network; "
+            "'train' trains one, for a cell of the store. [default: that one, if it is in the store]",
         ),
     ] = None
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random draws.")] = 0
-
-    def scaled(self) -> dict[str, tuple[float, ...] | None]:
-        """`mean` and `std` as numbers."""
-        return {name: _numbers(name, getattr(self, name)) for name in ("mean", "std")}
+    seed: options.OneSeed = 0
 
     def norms(self) -> tuple[Norm, ...]:
         """Those to audit, in their order.
@@ -92,14 +68,6 @@ class Question(Named):
         return tuple(wanted)
 
 
-def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
-    """'0.49, 0.48, 0.45' as numbers."""
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--{name} needs numbers with commas between, such as 0.49,0.48,0.45, got {text!r}") from None
-
-
 def run_audit(asked: Question, how: Request) -> int:
     """Audits a model, prints what came of it and writes its page: the exit code, 0, 1 or 3.
 
@@ -108,8 +76,7 @@ def run_audit(asked: Question, how: Request) -> int:
     Raises:
         InputError: if the model, the data or an option is not as expected.
     """
-    from brittle.data import load
-    from brittle.study.kinds.audit import page as report
+    from brittle.report import audit as report
     from brittle.study.kinds.audit.cell import record_of
 
     store = how.open_store()
@@ -117,14 +84,16 @@ def run_audit(asked: Question, how: Request) -> int:
     how.try_output()
     with Bars(quiet=how.silent, verbose=how.verbose) as bars:
         device = how.torch_device()
-        place, layout = asked.place(store)
-        data = load(place, how.data_root, layout=layout, progress=bars.work(f"data {place}"))
-        asked = replace(asked, data=place)
+        asked = asked.resolved(store)
+        place = asked.data or ""
+        wanted = reading(asked, split="evaluation", count=max(1, asked.rows))
+        del wanted["images"]
+        data = asked.read(place, how.data_root, say=how.say, progress=bars.work(f"data {place}"), **wanted)
         warn_of_other_data(asked, data, store)
         twin = _trained_twin(asked, how, data, device, store, bars) if asked.reference in (None, TRAIN) else None
         if twin is not None:
             asked = replace(asked, reference=twin.key)
-        model, reference = _models(asked, how, data, device, store)
+        model, reference = _models(asked, how, data, device)
         cells = [_cell(asked, how, norm, model, reference, data, device, store) for norm in asked_norms]
         found = [_audited(cell, model, reference, data, device, how, bars) for cell in cells]
     audits, about = [record_of(one) for one in found], _about(asked, how, found, model, data)
@@ -140,20 +109,10 @@ def run_audit(asked: Question, how: Request) -> int:
     return {"robust": ROBUST, "inconclusive": INCONCLUSIVE}.get(kind, BROKEN)
 
 
-def _models(
-    asked: Question, how: Request, data: Data, device: torch.device, store: Store
-) -> tuple[nn.Module, nn.Module | None]:
+def _models(asked: Question, how: Request, data: Data, device: torch.device) -> tuple[nn.Module, nn.Module | None]:
     """The model and the undefended one, where there is one."""
-    from brittle.study.load_model import WEIGHTS, open_model
-
-    shared: dict[str, Any] = {"data": data, "device": device, "store": store, "trust": how.trust}
-    scaled = asked.scaled()
-    model = open_model(asked.model, weights=asked.weights, network=asked.network, **scaled, **shared)
-    if asked.reference is None:
-        return model, None
-    network = asked.network if Path(asked.reference).suffix in WEIGHTS else None
-    own = {} if Path(asked.reference).suffix == "" and ":" not in asked.reference else scaled
-    return model, open_model(asked.reference, network=network, **own, **shared)
+    model, _ = opened(asked, how, data, device)
+    return model, None if asked.reference is None else opened(asked, how, data, device, asked.reference)[0]
 
 
 # One norm -----------------------------------------------------------------------------------------------------------
@@ -207,6 +166,7 @@ def _audited(
     bars: Bars,
 ) -> Stored:
     """One norm: from the store where it is there, else from where an audit that was killed had come."""
+    from brittle.models.inference import asking
     from brittle.study.kinds.audit.cell import audited
     from brittle.study.run import scheduler, worker
     from brittle.study.store.cell import Outcome
@@ -218,7 +178,7 @@ def _audited(
         return stored
     words = WORDS[cell.params["norm"]]
     told = _told(bars.work(f"audit, {words}"), how)
-    with store.lock(cell.key):
+    with store.lock(cell.key), asking(how.batch_size):
         folder = store.work(cell.key)
         made = store.get(cell.key) or worker.compute_and_store(
             cell, store, device, lambda: Outcome(*audited(model, reference, data, cell.params, folder, told))
@@ -274,7 +234,7 @@ def _trained_twin(
 
     try:
         twin = _plain_twin(asked, how, store)
-    except InputError:  # of a cell that is not there, `open_model` says so
+    except InputError:  # of a cell that is not there, `load_model` says so
         twin = None
     if asked.reference == TRAIN:
         if twin is None:

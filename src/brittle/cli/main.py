@@ -26,7 +26,8 @@ from typer.core import TyperGroup
 
 from brittle.cli.audit import Question
 from brittle.cli.bars import Bars, err, let_go, out
-from brittle.cli.run import Named, Request, as_cell, print_dry_run, print_status, report_study, run_study
+from brittle.cli.options import Name, Named, OneSeed, Seed, Settings, Size, StudyName, ToTrain
+from brittle.cli.run import Request, as_cell, print_dry_run, print_status, reading, report_study, run_study
 from brittle.errors import InputError, first_line
 from brittle.study.run.threads import wait_passively
 
@@ -149,21 +150,6 @@ app.add_typer(store_app, name="store")
 RUN = ("store", "data_root", "device", "threads", "fresh", "trust", "output", "as_json", "quiet", "verbose")
 TRAIN = (*RUN, "dtype")
 SHARED = ("workers", "engine", "address", "gpus_per_cell")
-Seed = Annotated[
-    int | None, typer.Option(min=0, max=2**32 - 1, help="Run with this seed. [default: the study's seeds]")
-]
-OneSeed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random draws.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set training.epochs=3")
-]
-Size = Annotated[
-    str | None, typer.Option(help="Which of the study file's sizes to run. [default: the file as it is written]")
-]
-StudyName = Annotated[str, typer.Argument(help="A built-in study, or a .toml file.")]
-Name = Annotated[
-    str | None,
-    typer.Option(help="Name for the result, for `brittle report`. [default: made of what is done, with a hash]"),
-]
 
 
 def command(group: typer.Typer, *shared: str, name: str | None = None, hidden: bool = False) -> Callable[..., Any]:
@@ -256,9 +242,7 @@ def demo(*, seed: Seed = None, how: Request) -> None:
 @command(app, *TRAIN)
 def train(
     *,
-    data: Annotated[
-        str, typer.Option(help="A data set's name, a folder of class folders, or an .npz file.")
-    ] = "digits",
+    images: ToTrain,
     network: Annotated[str, typer.Option(help="One of brittle's networks, or package.module:callable.")] = (
         "papernot_mnist"
     ),
@@ -318,13 +302,15 @@ def train(
         models = {"teacher": {}, "model": {**model, "teacher": "teacher"}}
     tables = {
         "name": name or "train",
-        "title": f"One network on {data}",
-        "data": data,
+        "title": f"One network on {images.data}",
+        "data": images.data,
+        "layout": images.layout,
         "seeds": [seed],
         "models": models,
     }
-    words = () if name else ("train", Path(data).stem, network, f"T{temperature:g}")
-    record = run_study(study.check(tables, "train", trust=True), how, lambda *_: given, *words)
+    words = () if name else ("train", Path(images.data).stem, network, f"T{temperature:g}")
+    wanted = {"images": images}
+    record = run_study(study.check(tables, "train", trust=True), how, lambda *_: given, *words, reading=wanted)
     if not how.silent:
         key = record["models"][-1]["train"][:12]
         err.print(f"The network is cell {key}. Next:", highlight=False)
@@ -333,7 +319,7 @@ def train(
             err.print(f"  {how.command(*line, *trust)}", markup=False, highlight=False, soft_wrap=True)
 
 
-@command(app, *RUN)
+@command(app, *RUN, "batch_size")
 def attack(
     *,
     named: Named,
@@ -352,12 +338,12 @@ def attack(
     from brittle.study import schema as study
 
     attacks = {re.split("[.:]", path)[-1]: _attack_table(path, arithmetic) for path in attack}
-    place, layout = named.place(how.open_store())
+    named = named.resolved(how.open_store())
     tables: dict[str, Any] = {
         "name": name or "attack",
         "title": f"Attacks on {named.short}",
-        "data": place,
-        "layout": layout,
+        "data": named.data,
+        "layout": named.layout,
         "rows": rows,
         "models": {"model": {}},
         "attacks": attacks,
@@ -365,13 +351,14 @@ def attack(
     for setting in option or []:
         for label in attacks:
             study.put(tables, f"attacks.{label}.{_fraction(setting)}", "--option")
-    words = () if name else ("attack", named.short, Path(place).stem, *attacks)
-    run_study(study.check(tables, "attack", trust=True), how, _given(named, how), *words)
+    words = () if name else ("attack", named.short, Path(named.data or "").stem, *attacks)
+    wanted = reading(named, split="evaluation", count=rows)
+    run_study(study.check(tables, "attack", trust=True), how, _given(named, how), *words, reading=wanted)
 
 
 def _fraction(setting: str) -> str:
     """'eps=8/255' as 'eps=0.03137254901960784'."""
-    from brittle.cli.audit import number
+    from brittle.cli.options import number
 
     key, equals, value = setting.partition("=")
     return f"{key}={number(value)!r}" if equals and re.fullmatch(r"[\d.]+/[\d.]+", value.strip()) else setting
@@ -379,7 +366,7 @@ def _fraction(setting: str) -> str:
 
 def _given(named: Named, how: Request) -> Callable[..., Mapping[str, Any]]:
     """The network of a study of one."""
-    return lambda data, device, store: {"model": as_cell(named, data, device, store, how.trust)}
+    return lambda data, device, store: {"model": as_cell(named, how, data, device, store)}
 
 
 def _attack_table(path: str, arithmetic: str) -> dict[str, Any]:
@@ -396,7 +383,7 @@ def _attack_table(path: str, arithmetic: str) -> dict[str, Any]:
     return table
 
 
-@command(app, *RUN)
+@command(app, *RUN, "batch_size")
 def audit(*, asked: Question, how: Request) -> int:
     """Says whether a model is robust or only looks so, and why.
 
@@ -407,15 +394,15 @@ def audit(*, asked: Question, how: Request) -> int:
     return run_audit(asked, how)
 
 
-@command(app, *RUN)
+@command(app, *RUN, "batch_size")
 def explain(
     *,
     named: Named,
     layers: Annotated[
         str | None, typer.Option(help="By name, with commas. [default: the activations after convolutions]")
     ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="By name, with commas: those whose units are knocked out. [default: all]")
+    knockout: Annotated[
+        str | None, typer.Option(help="Classes, by name, with commas: whose units are knocked out. [default: all]")
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of each split, at most; test images are held out.")] = 100,
     random: Annotated[int, typer.Option(min=0, help="Number of random knockout orders, as a control.")] = 3,
@@ -430,20 +417,26 @@ def explain(
     """Says which units of a network matter, and what breaks when they go."""
     from brittle.study import schema as study
 
-    place, layout = named.place(how.open_store())
-    units = {"layers": _words(layers), "classes": _words(classes), "images": images, "random": random, "points": points}
+    named = named.resolved(how.open_store())
+    units = {
+        "layers": _words(layers),
+        "classes": _words(knockout),
+        "images": images,
+        "random": random,
+        "points": points,
+    }
     tables: dict[str, Any] = {
         "name": name or "explain",
         "title": f"The units of {named.short}",
-        "data": place,
-        "layout": layout,
+        "data": named.data,
+        "layout": named.layout,
         "rows": images,
         "seeds": [seed],
         "models": {"model": {}},
         "units": {"maps": {**units, "of": "logits" if logits else "softmax"}},
     }
-    words = () if name else ("explain", named.short, Path(place).stem)
-    run_study(study.check(tables, "explain", trust=True), how, _given(named, how), *words)
+    words = () if name else ("explain", named.short, Path(named.data or "").stem)
+    run_study(study.check(tables, "explain", trust=True), how, _given(named, how), *words, reading=reading(named))
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -13,17 +13,18 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.markup import escape
 
+from brittle.cli import options
 from brittle.cli.bars import Bars, duration, err, out
+from brittle.cli.options import Images, Named
 from brittle.errors import InputError, first_line, unknown
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from brittle.data import Data
     from brittle.study.expand import Plan
@@ -38,19 +39,6 @@ ENGINES = ("here", "ray")
 FEW = 3  # cells, of which no more are timed before they are run: that takes longer than it tells
 
 
-def folder(text: str) -> Path:
-    """The folder that an option names."""
-    if not text.strip():
-        raise typer.BadParameter("a folder must be named, got an empty text")
-    if "\0" in text:
-        raise typer.BadParameter(f"a folder's name has no NUL, got {text!r}")
-    return Path(text)
-
-
-def _folder(*names: str, help: str) -> Any:
-    return typer.Option(*names, parser=folder, metavar="FOLDER", help=help)
-
-
 @dataclass(frozen=True)
 class Request:
     """The options that commands share: where things lie, what computes, and what is printed.
@@ -59,47 +47,22 @@ class Request:
         again: the command as it was typed.
     """
 
-    store: Annotated[
-        Path | None,
-        _folder("--store", help="Folder of finished cells. [default: $BRITTLE_HOME, or the user's data folder]"),
-    ] = None
-    data_root: Annotated[
-        Path | None,
-        _folder("--data-root", help="Folder with data sets, searched before $BRITTLE_DATA and the cache."),
-    ] = None
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto"
-    dtype: Annotated[
-        str, typer.Option(help="Of training: auto, float32 or bfloat16. Attacks always run in float32.")
-    ] = "auto"
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. [default: the idle cores]")] = None
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Processes that share the cells and the threads. [default: 1]"),
-    ] = None
-    engine: Annotated[str, typer.Option(help="Where cells are computed: here, or ray.")] = "here"
-    address: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="Address of a Ray cluster, or auto. [default: a Ray started here]"),
-    ] = None
-    gpus_per_cell: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="GPUs that Ray reserves for a cell; may be a part of one. [default: 1]"),
-    ] = None
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew, even what is in the store.")] = False
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust", help="Run code from outside brittle: of a pickle, an archive, a study file, or another's store."
-        ),
-    ] = False
-    output: Annotated[
-        Path | None, _folder("--output", "-o", help="Folder for the page. [default: reports/NAME in the store]")
-    ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only, no progress.")] = False
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print a line for each cell, and tracebacks of errors.")
-    ] = False
+    store: options.Store = None
+    data_root: options.DataRoot = None
+    device: options.Device = "auto"
+    dtype: options.Dtype = "auto"
+    threads: options.Threads = None
+    batch_size: options.BatchSize = None
+    workers: options.Workers = None
+    engine: options.Engine = "here"
+    address: options.Address = None
+    gpus_per_cell: options.GpusPerCell = None
+    fresh: options.Fresh = False
+    trust: options.Trust = False
+    output: options.Output = None
+    as_json: options.AsJson = False
+    quiet: options.Quiet = False
+    verbose: options.Verbose = False
     again: str = ""
 
     def __post_init__(self) -> None:
@@ -129,6 +92,11 @@ class Request:
             tempfile.TemporaryFile(dir=self.output).close()
         except OSError as error:
             raise InputError(f"--output {self.output} cannot be written: {error.strerror or error}") from error
+
+    def say(self, sentence: str) -> None:
+        """Prints what was done that the user should know."""
+        if not self.silent:
+            err.print(f"[dim]note:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
 
     def command(self, *words: str) -> str:
         """A command on the same store and data."""
@@ -179,17 +147,18 @@ class Request:
             return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus)
         if (self.workers or 1) > 1:
             loaded = load(study.data)
-            held = sum(split.pixels.nbytes for split in (loaded.train, loaded.validation, loaded.test))
+            held = sum(split.images.nbytes for split in (loaded.train, loaded.validation, loaded.test))
             return LocalPool(place, self.workers or 1, held)
         return engine.InProcess(Worker(store, load, device))
 
-    def load(self, study: Study, bars: Bars) -> Callable[[str], Data]:
-        """Loads a data set once, with a bar."""
-        from brittle import data
+    def load(self, study: Study, bars: Bars, images: Images | None = None, **how: Any) -> Callable[[str], Data]:
+        """Loads a data set once, with a bar; as `images` asks for it."""
+        asked = images or Images()
 
         @functools.cache
         def load(place: str) -> Data:
-            return data.load(place, self.data_root, layout=study.layout, progress=bars.work(f"data {place}"))
+            progress = bars.work(f"data {place}")
+            return asked.read(place, self.data_root, layout=study.layout, progress=progress, say=self.say, **how)
 
         return load
 
@@ -205,144 +174,85 @@ class Request:
 # The model that a command is about ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Named:
-    """A model that exists, and the data that it is for; see `open_model` and `data.load`."""
+def opened(
+    named: Named, how: Request, data: Data, device: torch.device, model: str | None = None
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The model that a command names, or another that is named beside it; and the options that it was built with.
 
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A trained cell's key (its beginning will do), package.module:callable, or a file of weights with "
-            "--network."
-        ),
-    ]
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="A data set's name, a folder of class folders, or an .npz file. [default: what a cell was trained on]"
-        ),
-    ] = None
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Weights for package.module:callable: .safetensors, or a state dict in .pt or .pth."),
-    ] = None
-    network: Annotated[
-        str | None,
-        typer.Option(
-            help="Network that a file of weights, given as MODEL, is for: brittle's, or package.module:callable."
-        ),
-    ] = None
+    A file of weights that is named beside it is for the same network.
+    """
+    from brittle.models import load
+    from brittle.models.classifier import PROBED
+    from brittle.study.load_model import is_key, load_model
 
-    @property
-    def is_key(self) -> bool:
-        """Whether the model is a cell of the store."""
-        from brittle.study.load_model import KEY
-
-        return re.fullmatch(KEY, self.model) is not None
-
-    @property
-    def short(self) -> str:
-        """The model's name in titles and in names of files."""
-        if self.is_key:
-            return self.model[:12]
-        name = self.model.replace(":", ".") if ":" in self.model else Path(self.model).stem
-        return f"{name}-{self.weights.stem}" if self.weights else name
-
-    def place(self, store: Store) -> tuple[str, str | None]:
-        """The data set's name or path, and its layout: what was asked for, else what the cell was trained on.
-
-        Raises:
-            InputError: if nothing says so.
-        """
-        if self.data is not None:
-            return self.data, None
-        if not self.is_key:
-            raise InputError(
-                f"--data is needed: only a cell of the store says what it was trained on, got {self.model!r}"
-            )
-        key = store.find(self.model)
-        stored = store.get(key)
-        digest = stored.record["data"] if stored else ""
-        for name in store.studies():
-            record = store.read_study(name)
-            trained = any(model.get("train") == key for model in record.get("models", ()))
-            if trained and digest in ("", record.get("digest")):
-                return record["study"]["data"], record["study"].get("layout")
-        raise InputError(f"no study in the store says what data cell {key[:8]} was trained on: name them with --data")
+    asked = named.named if model is None else named.beside(model)
+    if is_key(asked.text):
+        scaled = {} if model else {"mean": asked.mean, "std": asked.std}
+        given = {"weights": asked.weights, "network": asked.network}
+        store = how.open_store()
+        found = load_model(asked.text, data=data, device=device, store=store, trust=how.trust, **given, **scaled)
+        return found, {}
+    options = load.options_for(asked, data)
+    images = data.test[:PROBED].images
+    found = load.opened(asked, options=options, images=images, device=device, trust=how.trust, say=how.say)
+    return found, options
 
 
-def as_cell(named: Named, data: Data, device: torch.device, store: Store, trust: bool) -> Cell:
-    """A model as a cell of a study: the stored one that its key names, or one that is made and stored now.
+def as_cell(named: Named, how: Request, data: Data, device: torch.device, store: Store) -> Cell:
+    """A model as a cell of a study: the stored one that its key names, or one that says how it is opened.
 
     Raises:
         InputError: if it cannot be opened, is no network, or does not take the images.
     """
-    from brittle.models import users_code
-    from brittle.study import load_model, lookup
+    from brittle.study import load_model
     from brittle.study.kinds import new_cell
-    from brittle.study.kinds.network.cell import fitted_options
+    from brittle.study.kinds.network.cell import hold, opened_params
     from brittle.study.run import scheduler as engine
     from brittle.study.run import worker
     from brittle.study.store.cell import Outcome
 
-    file = named.weights or (Path(named.model) if named.network else None)
-    before = _file_digest(file)
-    model = load_model.open_model(
-        named.model,
-        data=data,
-        device=device,
-        network=named.network,
-        weights=named.weights,
-        store=store,
-        trust=trust,
-    )
-    if _file_digest(file) != before:
-        raise InputError(f"{file} changed while it was read: give a file that nobody writes to")
+    model, options = opened(named, how, data, device)
     warn_of_other_data(named, data, store)
     check_fits(model, data, device)
+    if named.is_key and not (named.mean or named.std):
+        return engine.recall(store, store.find(named.model), trust=how.trust)
     if named.is_key:
-        return engine.recall(store, store.find(named.model), trust=trust)
-    path = named.network or named.model
-    if named.network is None and ":" not in named.model:
-        raise InputError(f"{named.model}: only `brittle audit` takes such a model, as no cell can be made of it yet")
-    make = lookup.network(path, trust=True)
-    path = lookup.full_path(make, path, "brittle.networks")
-    options = fitted_options(make, {}, data) if path.startswith("brittle.") else {}
-    digest = before or load_model.digest(model, named.model, data.image_shape)
-    params = {"network": path, "network_options": options, "sha256": digest}
-    if code := users_code.source_digest(make):
-        params["code"] = code
+        raise InputError("--mean and --std do not go with a cell here: it was trained on images as they are")
+    digest = load_model.digest(model, named.model, data.image_shape)
+    params = opened_params(named.named, model, options, trust=how.trust, shape=data.image_shape, digest=digest)
     cell = new_cell(f"adopt {named.short}", "adopt", params)
-    weights = {"weights": model.state_dict()}
+    hold(cell, model, device)
     with store.lock(cell.key):
         if store.get(cell.key) is None:
-            worker.compute_and_store(cell, store, device, lambda: Outcome({"network_options": options}, weights))
+            worker.compute_and_store(cell, store, device, lambda: Outcome({"network_options": dict(options)}, {}))
     return cell
 
 
-def _file_digest(file: Path | None) -> str | None:
-    """Hexadecimal sha256 of a file; None of none, and of one that `open_model` will refuse."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
-    except OSError:
-        return None
-
-
-def check_fits(model: Any, data: Data, device: torch.device) -> None:
-    """Raises InputError where a model cannot take the images, or answers with other classes than the data have."""
+def check_fits(model: nn.Module, data: Data, device: torch.device) -> None:
+    """Raises InputError where a model cannot take the images, or has fewer outputs than the data have classes."""
     import torch
 
+    from brittle.models.networks import frozen, logits_of
+
     try:
-        with torch.no_grad():
-            logits = model(data.test[:2].images.to(device))
+        with frozen(model), torch.no_grad():
+            logits = logits_of(model, data.test[:2].images.to(device))
+    except InputError:
+        raise
     except Exception as error:  # it may be anybody's code
         shape = tuple(data.image_shape)
         raise InputError(f"the network does not take images of {data.name}, {shape}: {first_line(error)}") from error
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != (min(2, len(data.test)), len(data.classes)):
-        raise InputError(f"the network must return {len(data.classes)} logits an image of {data.name}, got {shape}")
+    shape, classes = tuple(logits.shape), len(data.classes)
+    if len(shape) != 2 or shape[0] != min(2, len(data.test)) or shape[1] < classes:
+        raise InputError(f"the network must return {classes} logits an image of {data.name}, got {shape}")
     if not torch.isfinite(logits).all():
         raise InputError(f"the network answers images of {data.name} with numbers that are not finite")
+    if shape[1] > classes:
+        warnings.warn(
+            f"the network has {shape[1]} outputs, {data.name} has {classes} classes: say with --classes which output "
+            "each class is, unless the first ones are meant",
+            stacklevel=2,
+        )
 
 
 def warn_of_other_data(named: Named, data: Data, store: Store) -> None:
@@ -353,6 +263,13 @@ def warn_of_other_data(named: Named, data: Data, store: Store) -> None:
         places = {record.get("digest"): record["study"]["data"] for record in map(store.read_study, store.studies())}
         was = places.get(digest, "another data set")
         warnings.warn(f"this network was trained on {was}; {data.name} has other images", stacklevel=2)
+
+
+def reading(named: Named, *, split: str | None = None, count: int | None = None) -> dict[str, Any]:
+    """How a model's data are read: in its size, and which are test images unless it was trained here."""
+    own = named.is_key
+    expected = None if own else named.named.expected()
+    return {"images": named, "split": None if own else split, "count": None if own else count, "expected": expected}
 
 
 # Running -------------------------------------------------------------------------------------------------------------
@@ -367,14 +284,18 @@ def file_name(words: Sequence[str], keys: Iterable[str]) -> str:
     return "-".join([word for word in plain if word])[:80].rstrip("-.") + f"-{digest}"
 
 
-def run_study(study: Study, how: Request, given: Given | None = None, *words: str) -> Mapping[str, Any]:
+def run_study(
+    study: Study, how: Request, given: Given | None = None, *words: str, reading: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
     """Runs a study into the store, then prints its table and writes its page: the record that was stored of it.
 
-    `given` makes the models that exist already. With `words` the study is kept under a name made of these.
+    `given` makes the models that exist already. With `words` the study is kept under a name made of these. `reading`
+    says how the data are read, see `Request.load`.
 
     Raises:
         InputError: if cells failed, after all that does not need them has been done and shown.
     """
+    from brittle.models.inference import asking
     from brittle.report import claims
     from brittle.study.run import scheduler as engine
 
@@ -382,15 +303,16 @@ def run_study(study: Study, how: Request, given: Given | None = None, *words: st
         claims.of(study.claims)  # a wrong name is told now, not after hours
     how.try_output()
     store = how.open_store()
-    with store.in_use(), Bars(quiet=how.silent, verbose=how.verbose) as bars:
+    with store.in_use(), Bars(quiet=how.silent, verbose=how.verbose) as bars, asking(how.batch_size):
         device = how.torch_device()
-        load = how.load(study, bars)
+        load = how.load(study, bars, **(reading or {}))
         loaded = load(study.data)
         _check_rows(study, loaded)
         models = given(loaded, device, store) if given else {}
         plan = how.plan(study, device, loaded, models)
         name = file_name(words, (cell.key for cell in plan.cells)) if words else study.name
-        record = {**plan.record, "name": name, "again": how.again}
+        chosen = reading["images"].chosen if reading else {}
+        record = {**plan.record, "name": name, "again": how.again, **({"images": chosen} if chosen else {})}
         store.write_study(name, record)
         if how.fresh:
             engine.forget([cell for cell in plan.cells if cell not in models.values()], store)
@@ -418,7 +340,7 @@ def _check_rows(study: Study, data: Data) -> None:
 def _news(store: Store, cell: Cell) -> str | None:
     """What a finished cell has to say at once: an audit its verdict, a measurement that the network has not learned."""
     from brittle.measures import Share, why_not_learned
-    from brittle.study.kinds.audit.page import headline
+    from brittle.report.audit import headline
 
     stored = store.get(cell.key) if cell.function in ("audit", "measure") else None
     if stored is None:

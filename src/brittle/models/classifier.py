@@ -23,7 +23,7 @@ class Function(nn.Module):
 
     def __init__(self, function: Callable[[Tensor], Any]):
         super().__init__()
-        self.function = function
+        self.function, self.training = function, False
 
     def forward(self, images: Tensor) -> Any:
         """(B, C, H, W) -> whatever the callable returns."""
@@ -39,6 +39,7 @@ class TwoClasses(nn.Module):
     def __init__(self, model: nn.Module, probability: bool):
         super().__init__()
         self.model, self.probability = model, probability
+        self.training = getattr(model, "training", False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 2)."""

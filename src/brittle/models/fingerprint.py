@@ -30,7 +30,7 @@ def digest(model: nn.Module, text: str, shape: Sequence[int]) -> str:
     these close over; the files of the user's code; and the logits of a few fixed images.
 
     Args:
-        model: what `open_model` gave.
+        model: what `load_model` gave.
         text: what it was opened by; of an import path, the file is hashed too.
         shape: (C, H, W), of the data's images.
 

@@ -196,7 +196,7 @@ def fit(
     autocast = resolve_dtype(dtype, chosen) == torch.bfloat16
     channels_last(network.to(chosen))
     train, validation = data.train.to(chosen), data.validation.to(chosen)
-    _check_fits(network, train[:1].images, len(data.classes))
+    _check_fits(network, train.images[:1], len(data.classes))
     targets = targets.to(chosen)
     groups = _decayed(network, weight_decay, decay_on)
     optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
@@ -218,7 +218,7 @@ def fit(
             started = time.monotonic()
             for step, rows in enumerate(torch.randperm(len(train)).to(chosen).split(batch_size)):
                 with torch.autocast(chosen.type, torch.bfloat16, enabled=autocast):
-                    logits = network(train[rows].images)
+                    logits = network(train.images[rows])
                 loss = F.cross_entropy(logits.float() / temperature, targets[rows])
                 made = epoch * steps + step
                 rate = learning_rate / (1 + learning_rate_decay * made)
@@ -323,8 +323,11 @@ def _note(loss: float, history: list[Epoch]) -> str:
 def _accuracy(network: nn.Module, split: Split, autocast: bool) -> float:
     if not len(split):
         return math.nan
-    with frozen(network), torch.no_grad(), torch.autocast(split.labels.device.type, torch.bfloat16, enabled=autocast):
-        right = [(logits_of(network, images).argmax(1) == labels).sum().item() for images, labels in split.batches(256)]
+    with frozen(network), torch.no_grad(), torch.autocast(split.images.device.type, torch.bfloat16, enabled=autocast):
+        right = [
+            (logits_of(network, images).argmax(1) == labels).sum().item()
+            for images, labels in zip(split.images.split(256), split.labels.split(256), strict=True)
+        ]
     return sum(right) / len(split)
 
 

@@ -292,7 +292,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         for module in model.modules()
     ]
     try:
-        _evaluated(model)
+        evaluated(model)
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         yield model
@@ -305,14 +305,15 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             _put_back(module, kept)
 
 
-def _evaluated(model: nn.Module) -> None:
-    """Evaluation mode, also of a model that holds an exported graph, which refuses to be asked for it."""
+def evaluated(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode, also one that holds an exported graph, which refuses to be asked for it."""
     try:
         model.eval()
     except (NotImplementedError, RuntimeError, AttributeError):
         for module in model.modules():
             if getattr(module, "training", False):
                 module.training = False
+    return model
 
 
 def _put_back(module: nn.Module, buffers: dict[str, tuple[Tensor | None, Tensor | None]]) -> None:

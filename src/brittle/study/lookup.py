@@ -17,17 +17,9 @@ from torch import nn
 from brittle import attacks
 from brittle.errors import InputError, unknown
 from brittle.models import networks
+from brittle.models.load import network_names
+from brittle.models.load import takes as takes
 from brittle.models.users_code import imported, users_code
-
-
-@functools.cache
-def network_names() -> list[str]:
-    """brittle's own networks: the public functions of `brittle.networks` that take a number of classes."""
-    return [
-        name
-        for name, value in vars(networks).items()
-        if inspect.isfunction(value) and not name.startswith("_") and "classes" in inspect.signature(value).parameters
-    ]
 
 
 @functools.cache  # signatures are slow, and a plan of ten thousand cells asks for as many attacks
@@ -89,8 +81,3 @@ def check_options(kind: str, path: str, function: Callable[..., Any], options: M
     for option in options:
         if option not in named:
             raise unknown(f"option of {kind} {path}", option, named)
-
-
-def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function has a parameter of that name."""
-    return name in inspect.signature(function).parameters

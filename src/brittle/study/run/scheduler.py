@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from brittle.errors import InputError, StoreError
 from brittle.study import lookup
 from brittle.study.kinds import FUNCTIONS, new_cell
-from brittle.study.kinds.network.cell import GENERATIONS, NETWORKS
+from brittle.study.kinds.network.cell import GENERATIONS, NETWORKS, check_trusted
 from brittle.study.run.worker import CellProgress, Finished, Message, Worker
 from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store
@@ -365,7 +365,7 @@ def _recalled(key: str, record: Mapping[str, Any], made: Mapping[str, Cell], tru
     if cell.key != key:
         raise another
     if cell.function in NETWORKS:
-        lookup.network(cell.params["network"], trust)
+        check_trusted(cell.params, trust)
     if cell.function == "attack":
         lookup.attack(cell.params["function"], trust)
     return cell

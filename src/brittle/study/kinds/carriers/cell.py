@@ -130,8 +130,7 @@ def carriers(
         Tensors 'carriers': 'carriers' and 'important' (U,), log10; 'right' (2 + D, 2, P), how many of the n images the
         model has right when so many units are gone, by ORDERS and then draws, and by SIDES.
     """
-    test = data.test[: params["images"]].to(device)
-    images, labels = test.images, test.labels
+    images, labels = (each[: params["images"]].to(device) for each in (data.test.images, data.test.labels))
     told = part(progress, 0, 3, 10)
     walked = pgd(
         model, images, labels, eps=params["eps"], loss="margin", keep="last", seed=params["seed"], progress=told

@@ -129,7 +129,7 @@ def masks(
         images, and 'total' (2, K).
         Tensors 'examples': 'images' and 'masks' (n, C, H, W), 'labels' and 'targets' (n,) of some training images.
     """
-    train, test = data.train[: params["images"]].images.to(device), data.test[: params["images"]].images.to(device)
+    train, test = data.train.images[: params["images"]].to(device), data.test.images[: params["images"]].to(device)
     labels, tests = data.train.labels[: params["images"]].to(device), data.test.labels[: params["images"]].to(device)
     lenders = data.train.images[nearest(test, data.train.images.to(device)).cpu()].to(device)
     etas, classes, of = params["etas"], len(data.classes), params["of"]

@@ -20,7 +20,6 @@ from brittle.attacks.result import logits_in_batches
 from brittle.models.softmax import Arithmetic, loss_gradient, loss_gradient_float32
 from brittle.progress import part
 from brittle.study.kinds.network.cell import loaded
-from brittle.study.kinds.plan import Point
 from brittle.study.kinds.rows.cell import first_of_each_class
 from brittle.study.kinds.work import Counts, Function, Needs, Work
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
@@ -91,12 +90,6 @@ def _kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:
     save_file({"values": values}, temporary)
     os.replace(temporary, path)
     return values
-
-
-def planned(point: Point) -> Cell:
-    """The cell that measures a network."""
-    title, params = f"measure {point.title}", {"temperature": point.temperature}
-    return point.base.cell(FUNCTIONS, title, "measure", params, {"model": point.network, "rows": point.rows})
 
 
 def cost(cell: Cell, counts: Counts) -> Needs:

@@ -2,60 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
 
 from brittle.data import Data
 from brittle.errors import InputError
 from brittle.models import users_code
+from brittle.models.checkpoints import fill
+from brittle.models.classifier import TwoClasses
 from brittle.models.distill import soft_labels
+from brittle.models.fingerprint import digest
 from brittle.models.fit import fit
+from brittle.models.load import FITTED, Named, fitted_options, opened
 from brittle.models.networks import build, channels_last
 from brittle.study import lookup
 from brittle.study.kinds.work import Counts, Function, Needs, Work
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
-from brittle.study.store.results import Reader
-from brittle.study.store.store import Stored, printable
+from brittle.study.store.store import Stored
 
 GENERATIONS = 50  # networks in a row that learn from each other, at most: a cell is pickled with all that it needs
+
+
 NETWORKS = ("train", "adopt")  # functions of cells that hold a network
-FITTED = ("channels", "classes", "size")  # options of a network that the data decides
-_NAMED = 4  # keys of weights that an error lists
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How a model was trained, and how that went."""
-
-    params: Mapping[str, Any]
-    dtype: str
-    loss: tuple[float, ...]  # an entry an epoch
-    validation_accuracy: tuple[float, ...]  # NaN where there was nothing to validate on
-
-    @property
-    def network(self) -> str:
-        """The import path of the network."""
-        return printable(self.params.get("network", ""))
-
-
-def read(reader: Reader, key: str, model: str) -> Trained | None:
-    """How the network of this cell was trained; None if it is not done."""
-
-    def take(stored: Stored) -> Trained:
-        history = (stored.scalars.get(name, ()) for name in ("loss", "validation_accuracy"))
-        loss, accuracy = (tuple(math.nan if x is None else float(x) for x in values) for values in history)
-        dtype = str(stored.record.get("environment", {}).get("dtype", ""))
-        return Trained(stored.record["params"], dtype, loss, accuracy)
-
-    trained = reader.read(f"train {model}", key, take)
-    if trained is not None:
-        reader.parents(key)
-    return trained
+OPENED = "opened"  # parameter of an `adopt` cell whose model stays where it lies: how it is opened
 
 
 def train(cell: Cell, parents: Parents, context: Context) -> Outcome:
@@ -81,19 +59,10 @@ def train(cell: Cell, parents: Parents, context: Context) -> Outcome:
         {
             "network_options": options,
             "loss": [epoch.loss for epoch in fitted.history],
-            "validation_accuracy": [x if math.isfinite(x := epoch.accuracy) else None for epoch in fitted.history],
+            "validation_accuracy": [_number(epoch.accuracy) for epoch in fitted.history],
         },
         {"weights": fitted.model.state_dict()},
     )
-
-
-def fitted_options(make: Callable[..., nn.Module], options: Mapping[str, Any], data: Data) -> dict[str, Any]:
-    """The network's options, with channels, classes and size as the data has them unless they are given."""
-    channels, height, width = data.image_shape
-    known = dict(zip(FITTED, (channels, len(data.classes), height), strict=True))
-    if lookup.takes(make, "size") and height != width:
-        raise InputError(f"this network takes square images, those of {data.name} are {height} x {width}")
-    return {name: value for name, value in known.items() if lookup.takes(make, name)} | dict(options)
 
 
 def _built(network: str, options: Mapping[str, Any], seed: int = 0) -> nn.Module:
@@ -105,55 +74,109 @@ def _built(network: str, options: Mapping[str, Any], seed: int = 0) -> nn.Module
         return made
 
 
-def adopt(cell: Cell, _parents: Parents, _context: Context) -> Outcome:
-    """The command that is given a network from outside stores it; from its cell alone it cannot be made again."""
-    raise InputError(f"{cell.title}: the network is not in the store any more: run the command that it was given to")
-
-
-def fill(model: nn.Module, state: Mapping[str, Tensor], fault: str) -> None:
-    """Loads weights into a model that has exactly these.
+def adopted(path: Path, network: str, options: Mapping[str, Any], data: Data) -> Cell:
+    """The cell of weights that were trained elsewhere, from a safetensors file; the user typed the network's path.
 
     Raises:
-        InputError: that begins with `fault`, if names, shapes or kinds of numbers are others, or a tensor is not dense.
+        InputError: if the file cannot be read.
     """
-    if state and all(name.startswith("module.") for name in state):  # written by DataParallel
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    with users_code.users_code(fault):
-        wanted = model.state_dict()
-        both = [(name, state[name], value) for name, value in wanted.items() if name in state]
-        faults = {
-            "missing": [name for name in wanted if name not in state],
-            "unexpected": [name for name in state if name not in wanted],
-            "of another shape": [
-                f"{name} is {tuple(found.shape)}, expected {tuple(value.shape)}"
-                for name, found, value in both
-                if found.shape != value.shape
-            ],
-            "of another kind": [
-                f"{name} is {_number_kind(found)}, expected {_number_kind(value)}"
-                for name, found, value in both
-                if _number_kind(found) != _number_kind(value)
-            ],
-        }
-        if said := [f"{what}: {_shortened(names)}" for what, names in faults.items() if names]:
-            raise InputError(f"{fault}; {'; '.join(said)}")
-        model.load_state_dict(state)
+    make = lookup.network(network, trust=True)
+    lookup.check_options("network", network, make, options)
+    params = {
+        "network": network,
+        "network_options": fitted_options(make, options, data),
+        "sha256": hashlib.sha256(_content(path)).hexdigest(),
+    }
+    return Cell(f"adopt {path.name}", "adopt", FUNCTIONS["adopt"].version, params, place=str(path))
 
 
-def _number_kind(tensor: Tensor) -> str:
-    """What conversion must not change unseen: 'floating-point' of any precision, another dtype, or no dense numbers."""
-    if tensor.is_meta or tensor.layout is not torch.strided:
-        return "without values" if tensor.is_meta else "sparse"
-    return "floating-point" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"weights {path} cannot be read: {error.strerror}") from error
 
 
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def opened_params(
+    named: Named, model: nn.Module, options: Mapping[str, Any], *, trust: bool, shape: Sequence[int], digest: str
+) -> dict[str, Any]:
+    """The parameters of the `adopt` cell of a model that stays where it lies.
+
+    Args:
+        named: how it is named.
+        model: it.
+        options: that its network was built with.
+        trust: whether its code may run.
+        shape: (C, H, W), of the images that it was seen with.
+        digest: of what it computes, see `fingerprint`.
+    """
+    outputs = None
+    if isinstance(model, TwoClasses):
+        outputs = "probability" if model.probability else "logit"
+    told = {
+        name: list(v) if isinstance(v, tuple) else v for name, v in asdict(replace(named, one_output=outputs)).items()
+    }
+    return {
+        "network": named.builder,
+        "network_options": dict(options),
+        "sha256": digest,
+        OPENED: {**told, "trust": trust, "shape": shape},
+    }
+
+
+_held: dict[str, nn.Module] = {}  # the model that was opened last, by the key of its cell and the device
+
+
+def hold(cell: Cell, model: nn.Module, device: torch.device) -> None:
+    """Keeps the model of an `adopt` cell in this process, so that the cells that need it do not open it again."""
+    _held.clear()
+    _held[f"{cell.key} {device}"] = model
+
+
+def _opened(cell: Cell, device: torch.device) -> nn.Module:
+    """The model of an `adopt` cell that says how it is opened, from where it lies."""
+    if f"{cell.key} {device}" not in _held:
+        told = {name: tuple(v) if isinstance(v, list) else v for name, v in cell.params[OPENED].items()}
+        trust, shape = told.pop("trust"), told.pop("shape")
+        options = cell.params["network_options"]
+        model = opened(Named(**told), options=options, images=None, device=device, trust=trust, say=lambda _: None)
+        if digest(model, told["text"], shape) != cell.params["sha256"]:
+            raise InputError(f"model {told['text']} has changed since it became cell {cell.key[:8]}: name it anew")
+        hold(cell, model, device)
+    return _held[f"{cell.key} {device}"]
+
+
+def check_trusted(params: Mapping[str, Any], trust: bool) -> None:
+    """Raises InputError where the network of a cell is code from outside brittle, unless it is trusted."""
+    if OPENED not in params:
+        lookup.network(params["network"], trust)
+    elif not trust and (
+        params[OPENED]["trust"] or Named(params[OPENED]["text"], network=params[OPENED]["network"]).is_import
+    ):
+        raise InputError(
+            f"model {params[OPENED]['text']!r} is code from outside brittle, and was not run: --trust allows it"
+        )
+
+
+def adopt(cell: Cell, _parents: Parents, _context: Context) -> Outcome:
+    """Weights from a file are put into a network."""
+    network, options = cell.params["network"], cell.params["network_options"]
+    content = _content(Path(cell.place))
+    if hashlib.sha256(content).hexdigest() != cell.params["sha256"]:
+        raise InputError(f"weights {cell.place} have changed since they were first read; run the command again")
+    built = _built(network, options)
+    try:
+        state = load(content)
+    except SafetensorError as error:
+        raise InputError(f"weights {cell.place} cannot be read: {users_code.reason(error)}") from error
+    fill(built, state, f"{cell.place} does not fit {network}")
+    return Outcome({"network_options": options}, {"weights": built.state_dict()})
 
 
 def untrained(cell: Cell, data: Data) -> nn.Module:
     """A network of the shape that a `train` or `adopt` cell has, with other weights."""
+    if OPENED in cell.params:
+        return _opened(cell, torch.device("cpu"))
     make = lookup.network(cell.params["network"], trust=True)
     return _built(cell.params["network"], fitted_options(make, cell.params["network_options"], data)).eval()
 
@@ -163,6 +186,8 @@ def load_network(cell: Cell, stored: Stored, device: torch.device) -> nn.Module:
 
     The store gives its weights and sizes. The code to import is what the cell names, never what a file names.
     """
+    if OPENED in cell.params:
+        return _opened(cell, device)
     network, sizes = cell.params["network"], stored.scalars["network_options"]
     options = {name: sizes[name] for name in FITTED if name in sizes} | cell.params["network_options"]
     built = _built(network, options)
@@ -181,6 +206,11 @@ def label(cell: Cell, parents: Parents, context: Context) -> Outcome:
     model = loaded("teacher", cell, parents, context)
     labels = soft_labels(model, data.train.images, cell.params["temperature"], progress=context.progress)
     return Outcome({}, {"tensors": {"labels": labels}})
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def training_cost(cell: Cell, counts: Counts) -> Needs:

@@ -65,7 +65,7 @@ class Table(ModelTable):
 
 def layers_of(model: Cell, data: Data) -> list[str]:
     """Those worth asking about, of a model for which none are named."""
-    return telling_layers(untrained(model, data), data.train[:1].images)
+    return telling_layers(untrained(model, data), data.train.images[:1])
 
 
 def _classes(names: Sequence[str] | None, data: Data) -> list[int]:
@@ -217,7 +217,7 @@ def units(
 def _looked_at(data: Data, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels and which are held out, those last, in the order of the test split."""
     splits = [data.train, data.validation, data.test]
-    images = torch.cat([split[:most].images for split in splits])
+    images = torch.cat([split.images[:most] for split in splits])
     labels = torch.cat([split.labels[:most] for split in splits])
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[len(labels) - min(most, len(data.test)) :] = True

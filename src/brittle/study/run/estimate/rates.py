@@ -86,7 +86,7 @@ def measured(
 
 def _rates(cell: Cell, data: Data, device: torch.device, *, flips: bool) -> Rates:
     model = channels_last(untrained(cell, data).to(device))
-    images = data.test[:ROWS].images.to(device)
+    images = data.test.images[:ROWS].to(device)
     numbers = torch.randn(len(images), len(data.classes), images[0].numel(), device=device)
     machine = provenance(device)
 
@@ -123,7 +123,7 @@ def _rates(cell: Cell, data: Data, device: torch.device, *, flips: bool) -> Rate
 def _trained_a_second(model: nn.Module, cell: Cell, data: Data, device: torch.device) -> float:
     """Images a second in steps as `training.fit` makes them."""
     size, autocast = cell.params["batch_size"], cell.environment["dtype"] == "bfloat16"
-    images, labels = data.train[:size].images.to(device), data.train.labels[:size].to(device)
+    images, labels = data.train.images[:size].to(device), data.train.labels[:size].to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=cell.params["momentum"])
     model.train()
 

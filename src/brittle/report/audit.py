@@ -283,7 +283,7 @@ def html(audits: Sequence[Record], about: Record) -> str:
     ordered = sorted(audits, key=lambda one: -_RANK.index(one["verdict"]["kind"]))
     return (
         templates()
-        .get_template("audit/page.html")
+        .get_template("audit.html")
         .render(
             about=about,
             words=WORDS,
