@@ -20,6 +20,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 UNPACKER = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lets each worker begin with files that have slow tests, so that what is left at the end is quick and shared well.
+
+    `--dist worksteal` gives each worker a run of the list first. Files stay whole, as their tests share fixtures.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    kinds = [[item for item in items if (item.path in slow) == first] for first in (True, False)]
+    if workers:
+        items[:] = [
+            item
+            for part in range(workers)
+            for kind in kinds
+            for item in kind[part * len(kind) // workers : (part + 1) * len(kind) // workers]
+        ]
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """A data root with the real MNIST, CIFAR-10 (perhaps another compression of it) and Yale faces.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,13 @@ def steps(labels: Tensor, needed: Sequence[int | None]) -> dict[str, Tensor]:
     return {"rows": torch.arange(3), "logits": logits}
 
 
-@pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Store]:
-    """Makes such a store; `skip`: cells to leave out, by key parts; `soft`: add an attack on all pixels, whose cells
-    hold `scalars`."""
+@pytest.fixture(scope="session")
+def build_in() -> Callable[..., Store]:
+    """Makes such a store in a folder; `skip`: cells to leave out, by key parts; `soft`: add an attack on all pixels,
+    whose cells hold `scalars`."""
 
     def made(
+        folder: Path,
         *,
         seeds: Sequence[int] = (0,),
         channels: int = 1,
@@ -87,9 +89,15 @@ def build(tmp_path: Path) -> Callable[..., Store]:
         soft: bool = False,
         scalars: Mapping[str, Any] | None = None,
     ) -> Store:
-        return _Maker(Store(tmp_path / "store"), channels, set(skip), soft, scalars or {}).study(seeds)
+        return _Maker(Store(folder), channels, set(skip), soft, scalars or {}).study(seeds)
 
     return made
+
+
+@pytest.fixture
+def build(build_in: Callable[..., Store], tmp_path: Path) -> Callable[..., Store]:
+    """`build_in` a folder of the test's own."""
+    return partial(build_in, tmp_path / "store")
 
 
 class _Maker:

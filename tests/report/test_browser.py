@@ -31,8 +31,8 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium and no Chrome is installed")
 
 
-@pytest.fixture
-def browser() -> Iterator[Browser]:
+@pytest.fixture(scope="module")
+def launched() -> Iterator[Browser]:
     with playwright.sync_playwright() as started:
         launched = started.chromium.launch(
             executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -42,8 +42,17 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page_file(build: Callable[..., Store], tmp_path: Path) -> Path:
-    return write(gather(build(), "tiny"), tmp_path / "report")
+def browser(launched: Browser) -> Iterator[Browser]:
+    """Without a page: each has a context of its own, which shares nothing with others."""
+    yield launched
+    for context in launched.contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(build_in: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    return write(gather(build_in(folder / "store"), "tiny"), folder / "report")
 
 
 def opened(browser: Browser, file: Path, width: int, scheme: str = "light") -> Page:
@@ -151,9 +160,10 @@ def saturated(report: Report) -> Report:
     return replace(report, models=tuple(models))
 
 
-@pytest.fixture
-def stepper_file(build: Callable[..., Store], tmp_path: Path) -> Path:
-    return write(saturated(gather(build(channels=3), "tiny")), tmp_path / "report")
+@pytest.fixture(scope="module")
+def stepper_file(build_in: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stepper")
+    return write(saturated(gather(build_in(folder / "store", channels=3), "tiny")), folder / "report")
 
 
 @pytest.fixture
@@ -378,11 +388,12 @@ def test_without_scripts_the_page_says_so(browser: Browser, stepper_file: Path):
     assert page.locator("#stepper").is_hidden()
 
 
-def test_no_other_script_runs(browser: Browser, stepper_file: Path):
+def test_no_other_script_runs(browser: Browser, stepper_file: Path, tmp_path: Path):
     text = stepper_file.read_text(encoding="utf-8")
-    stepper_file.write_text(text.replace("</main>", "<script>document.title = 'run'</script></main>"), encoding="utf-8")
+    file = tmp_path / "report.html"
+    file.write_text(text.replace("</main>", "<script>document.title = 'run'</script></main>"), encoding="utf-8")
     page = browser.new_page()
-    page.goto(stepper_file.as_uri())
+    page.goto(file.as_uri())
 
     assert page.title() != "run"
     assert page.locator("#stepper").is_visible()

@@ -10,6 +10,7 @@ the same ones, fewer times.
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import random
 import shutil
@@ -25,12 +26,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from brittle.cli.main import app
 from brittle.study.store.store import Store
 
 STUDY = Path(__file__).with_name("small.toml")
 CODE = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from brittle.cli.main import main; main()"
 )
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "BRITTLE_OFFLINE": "1"}
 LIMIT = 300  # seconds after which a command counts as hanging
 
 
@@ -44,22 +49,36 @@ class Survived:
 
 
 # Commands -----------------------------------------------------------------------------------------------------------
+# What is disturbed runs in a process of its own. What is not runs in this one, which has imported torch already.
 
 
-def begin(home: Path, *more: str, study: Path = STUDY) -> subprocess.Popen[str]:
-    """`brittle study run`, in a process of its own, with one thread."""
-    line = [sys.executable, "-c", CODE, "study", "run", str(study), "--store", str(home), "--threads", "1", *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "BRITTLE_OFFLINE": "1"}
+def line(home: Path, *more: str) -> list[str]:
+    """`study run` on a store, with one thread."""
+    return ["study", "run", str(STUDY), "--store", str(home), "--threads", "1", *more]
+
+
+def begin(home: Path, *more: str) -> subprocess.Popen[str]:
+    """It in a process of its own."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, env=environment, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, *line(home, *more)], env={**os.environ, **ENVIRONMENT}, **pipes
+    )
 
 
-def finish(running: subprocess.Popen[str], code: int = 0) -> str:
-    """Its standard error, once it has ended so."""
+def finish(running: subprocess.Popen[str]) -> str:
+    """Its standard error, once it has ended well."""
     _, said = running.communicate(timeout=LIMIT)
-    assert running.returncode == code, said
+    assert running.returncode == 0, said
     assert "Traceback" not in said, said
     return said
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """Any command in this process: its standard error, once it has ended so."""
+    ended = CliRunner(env=ENVIRONMENT).invoke(app, arguments)
+    assert ended.exit_code == code, ended.output
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended.stderr
 
 
 def computed(said: str) -> int:
@@ -72,8 +91,11 @@ def at_work(home: Path, running: subprocess.Popen[str]) -> bool:
 
     A lock file alone says nothing: those of killed processes stay.
     """
-    while running.poll() is None and not any(holds(home, pid) for pid in (running.pid, *children(running.pid, ""))):
-        time.sleep(0.01)
+    while running.poll() is None and not (
+        any(home.glob("locks/*.lock"))
+        and (holds(home, running.pid) or any(holds(home, pid) for pid in children(running.pid, "")))
+    ):
+        time.sleep(0.05)
     return running.poll() is None
 
 
@@ -120,11 +142,25 @@ def kept(before: Mapping[str, Any], home: Path) -> None:
 
 
 @cache
+def undisturbed() -> Path:
+    """A store in which the study was run and nothing disturbed it, copied from where it was made, which is gone."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    run(*line(folder / "first"))
+    shutil.copytree(folder / "first", folder / "store")
+    shutil.rmtree(folder / "first")
+    return folder / "store"
+
+
+@cache
 def whole() -> dict[str, dict[str, Any]]:
     """What the study finds when nothing disturbs it."""
-    with tempfile.TemporaryDirectory() as folder:
-        finish(begin(Path(folder)))
-        return cells_of(Path(folder))
+    return cells_of(undisturbed())
+
+
+def finished(home: Path) -> Path:
+    """A copy of that store."""
+    return shutil.copytree(undisturbed(), home, dirs_exist_ok=True)
 
 
 # Faults -------------------------------------------------------------------------------------------------------------
@@ -152,7 +188,7 @@ def killed(folder: Path, times: int, *more: str, seed: int = 0) -> Survived:
             through += 1
             home = folder / f"killed-{through}"
     before = made(home)
-    finish(begin(home, *more))
+    run(*line(home, *more))
     kept(before, home)
     assert cells_of(home) == whole()
     return Survived("SIGKILL of the command at a random moment", kills, f"{through + 1} studies ended the same")
@@ -172,8 +208,7 @@ def crowded(folder: Path, processes: int = 4) -> Survived:
 
 def damaged(folder: Path, times: int, seed: int = 0) -> Survived:
     """A file of a finished cell truncated, or a bit of it flipped: found, said, and that cell alone done again."""
-    draw, home = random.Random(seed), folder / "damaged"
-    finish(begin(home))
+    draw, home = random.Random(seed), finished(folder / "damaged")
     for number in range(times):
         before = made(home)
         file = draw.choice(sorted(path for path in home.glob("cells/*/*") if path.stat().st_size))
@@ -183,7 +218,7 @@ def damaged(folder: Path, times: int, seed: int = 0) -> Survived:
         else:
             del content[draw.randrange(len(content)) :]
         file.write_bytes(content)
-        said = finish(begin(home))
+        said = run(*line(home))
         key = file.parent.name
         assert f"stored cell {key[:8]} is damaged ({file.name}: " in said, said
         assert computed(said) == 1
@@ -217,19 +252,17 @@ def remount(folder: Path, options: str) -> None:
 
 def full(folder: Path, fractions: Sequence[float] = (0.2, 0.5, 0.8)) -> Survived:
     """A disk that is full before the study is through; the study goes on once there is room."""
-    with tempfile.TemporaryDirectory() as room:
-        finish(begin(Path(room)))
-        size = int(subprocess.check_output(["du", "-sb", "--apparent-size", f"{room}/cells"]).split()[0])
+    size = int(subprocess.check_output(["du", "-sb", "--apparent-size", undisturbed() / "cells"]).split()[0])
     for number, fraction in enumerate(fractions):
         with mounted(folder / f"full-{number}", int(fraction * size)) as home:
-            lines = finish(begin(home, "-q"), 2).splitlines()
+            lines = run(*line(home, "-q"), code=2).splitlines()
             assert len(lines) == 1, lines
             assert lines[0].startswith(f"error: cannot write to {home}"), lines
             store, before = Store(home), made(home)
             assert all(fault is None for _, fault in store.verify())
             assert 0 < len(before) < len(whole())
             remount(home, f"size={4 * size}")
-            finish(begin(home, "-q"))
+            run(*line(home, "-q"))
             kept(before, home)
             assert cells_of(home) == whole()
     return Survived("a disk full during the study", len(fractions), "one line, the store whole, resumed after")
@@ -238,14 +271,12 @@ def full(folder: Path, fractions: Sequence[float] = (0.2, 0.5, 0.8)) -> Survived
 def read_only(folder: Path) -> Survived:
     """A store that cannot be written: reports still work, and a run says so in one line."""
     with mounted(folder / "read-only", 1 << 28) as home:
-        finish(begin(home, "-q"))
-        before = made(home)
+        before = made(finished(home))
         remount(home, "ro")
         for command in (["report", "small", "--output", str(folder / "page")], ["store", "verify"], ["store", "list"]):
-            line = [sys.executable, "-c", CODE, *command, "--store", str(home)]
-            subprocess.run(line, check=True, capture_output=True, timeout=LIMIT)
+            run(*command, "--store", str(home))
         assert (folder / "page" / "report.html").stat().st_size > 10_000
-        said = finish(begin(home, "--fresh", "-q"), 2).splitlines()
+        said = run(*line(home, "--fresh", "-q"), code=2).splitlines()
         assert len(said) == 1, said
         assert f"cannot write to {home}" in said[0], said
         kept(before, home)
@@ -270,7 +301,7 @@ def out_of_time(folder: Path) -> Survived:
         (half / "cell.json").write_text("{")
     for number, path in enumerate(sorted(home.rglob("*"))):  # as another clock would have it: 1970, 2040
         os.utime(path, (0, 0) if number % 2 else (2.2e9, 2.2e9))
-    finish(begin(home))
+    run(*line(home))
     kept(before, home)
     assert cells_of(home) == whole()
     return Survived(
@@ -280,15 +311,11 @@ def out_of_time(folder: Path) -> Survived:
 
 def moved(folder: Path) -> Survived:
     """A store copied to another path, the first one gone."""
-    home = folder / "first"
-    finish(begin(home))
-    before = made(home)
-    shutil.copytree(home, folder / "second" / "deeper")
-    shutil.rmtree(home)
-    said = finish(begin(folder / "second" / "deeper"))
+    home = finished(folder / "second" / "deeper")
+    said = run(*line(home))
     assert computed(said) == 0
-    kept(before, folder / "second" / "deeper")
-    assert all(fault is None for _, fault in Store(folder / "second" / "deeper").verify())
+    kept(made(undisturbed()), home)
+    assert all(fault is None for _, fault in Store(home).verify())
     return Survived("a store copied to another path", 1, "valid, nothing redone")
 
 
@@ -367,8 +394,9 @@ def ray_workers_killed(folder: Path, times: int = 4, seed: int = 0) -> Survived:
         running = begin(home, "--engine", "ray", "--address", ray.address)
         while running.poll() is None and kills < times:
             time.sleep(draw.uniform(0.5, 2))
-            victims = children(os.getpid(), "ray::train") or children(os.getpid(), "ray::song")
-            if victims:
+            while running.poll() is None and not (victims := children(os.getpid(), "ray::train")):
+                time.sleep(0.05)
+            if running.poll() is None:
                 os.kill(draw.choice(victims), signal.SIGKILL)
                 kills += 1
         finish(running)

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +184,10 @@ def _inside(folder: Path, file: str) -> Path:
 
 def _digits() -> Data:
     """The embedded 8 x 8 digits, enlarged to MNIST's 28 x 28; split 60 / 20 / 20."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    small = pixels.reshape(-1, 1, 8, 8).astype(np.uint8)  # 0..16
+    # The file alone, as `sklearn.datasets.load_digits` reads it: to import scikit-learn takes a second.
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(file), np.int64, delimiter=",")
+    small, labels = table[:, :-1].reshape(-1, 1, 8, 8).astype(np.uint8), table[:, -1]  # 0..16
     large = F.interpolate(torch.from_numpy(small / np.float32(16)), size=(28, 28), mode="bilinear", align_corners=False)
     classes = tuple("0123456789")
     rows = split_rows(labels, classes, (0.6, 0.2, 0.2), "digits")
