@@ -23,9 +23,9 @@ from brittle.study.kinds.network import cell as network_cell
 from brittle.study.store import files
 from brittle.study.store.store import Store
 
-LITTLE = ["--set", "audits.quick.rows=20"]
+LITTLE = ["--set", "audits.quick.rows=10"]
 ON = ["--data", "digits"]
-SMALL = ["--set", "training.epochs=1", "--set", "rows=12", "--set", "shard_rows=6", *LITTLE]
+SMALL = ["--set", "training.epochs=1", "--set", "rows=6", "--set", "shard_rows=3", *LITTLE]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_study_prints_its_table_and_writes_its_page(brittle, finished):
 
 def test_a_second_run_takes_all_from_the_store(brittle, finished):
     done = brittle("study", "run", "quickstart", *SMALL, "--store", finished)
-    assert "0 cells computed, 20" not in done.stderr  # twelve rows in two shards: more cells than models and attacks
+    assert "0 cells computed, 20" not in done.stderr  # six rows in two shards: more cells than models and attacks
     assert "0 cells computed, 29 from the store" in done.stderr
 
 
