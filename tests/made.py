@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brittle.attacks.result import Bound
 from brittle.measures import Flips, Mean, Share
-from brittle.report.contents import Attack, Bound, Found, Measured, Model, Provenance, Report, Saliency
+from brittle.study.kinds.attack.result import Attack, Found
+from brittle.study.kinds.measure.result import Measured, Saliency
+from brittle.study.store.results import Model, Provenance, Report
 
 ROWS = 1000
 ALL = range(ROWS)

@@ -113,8 +113,39 @@ def test_only_what_is_drawn_is_read():
 
 
 def test_the_first_of_a_split_and_of_a_stream():
-    for value in (SPLIT, data_of(SPLIT), Stream(), DataLoader(Stream(), batch_size=2)):
+    mixed = Split(IMAGES, LABELS.roll(2))
+    for value in (mixed, data_of(mixed), Stream(), DataLoader(Stream(), batch_size=2)):
         assert torch.equal(as_split(value, 3).images, IMAGES[:3])
+
+
+@pytest.mark.parametrize("value", [SPLIT, data_of(SPLIT), (IMAGES, LABELS), Split(IMAGES, 2 - LABELS)])
+@pytest.mark.parametrize("count", [3, 6, 11])
+def test_of_images_class_by_class_each_class_is_drawn_in_proportion(value: Any, count: int):
+    found = as_split(value, count)
+    assert set(found.labels.bincount().tolist()) <= {count // 3, count // 3 + 1}
+    places = [int((image == IMAGES).flatten(1).all(1).nonzero()) for image in found.images]
+    assert len(set(places)) == count
+    assert [int(label) for label in found.labels] == [int(as_split(value).labels[place]) for place in places]
+
+
+def test_bytes_stay_bytes():
+    whole = (IMAGES * 255).round().to(torch.uint8)
+    for value in ((whole, LABELS), TensorDataset(whole, LABELS), Split(whole, LABELS)):
+        found = as_split(value)
+        assert found.pixels.dtype == torch.uint8
+        assert torch.equal(found.images, whole.float() / 255)
+        assert torch.equal(found[[3, 1]].images, whole[[3, 1]].float() / 255)
+        assert [len(labels) for _, labels in found.batches(5)] == [5, 5, 2]
+        assert torch.equal(torch.cat([images for images, _ in found.batches(5)]), found.images)
+    with pytest.raises(InputError, match=r"a split gives a slice or a list of rows, \[3\] or \[3:4\], got 3"):
+        found[3]  # pyright: ignore[reportArgumentType]
+
+
+def test_items_may_be_dicts():
+    for image, label in (("image", "label"), ("pixel_values", "labels")):
+        found = as_split(Pairs([{image: one, label: of, "id": 7} for one, of in zip(IMAGES, LABELS, strict=True)]))
+        assert torch.equal(found.images, IMAGES)
+        assert torch.equal(found.labels, LABELS)
 
 
 def test_roundings_are_clamped():
@@ -160,7 +191,10 @@ FORMS = "expected images and labels as a Split, a Data, a pair (images, labels),
         ((IMAGES, ["a"] * 12), "labels must be a tensor or an array of numbers, got list"),
         (([[1, 2], [3]], LABELS), "images must be a tensor or an array of numbers: "),
         (TensorDataset(IMAGES), "each item must be a pair of an image and its label, got list of length 1"),
-        (Pairs([{"image": IMAGES[0]}]), "each item must be a pair of an image and its label, got dict"),
+        (
+            Pairs([{"image": IMAGES[0]}]),
+            "a dict must hold an image and a label, such as 'image' and 'label', got ['image']",
+        ),
         (Pairs([(object(), 0)]), "the data set cannot be read into tensors: default_collate: batch must contain tens"),
         (Pairs([(IMAGES[0], 0), (IMAGES[0, :, 1:], 0)]), "the data set cannot be read into tensors: "),
         (Dataset(), "the data set cannot be read into tensors: object of type 'Dataset' has no len()"),

@@ -123,12 +123,12 @@ def test_fresh_leaves_what_another_process_has_in_work(plan, tmp_path):
     run(plan, store)
     held = plan.cells[1]
     with store.lock(held.key):
-        (store.work(held.key) / "checkpoint").touch()
+        (store.scratch(held.key) / "checkpoint").touch()
         thread = threading.Thread(target=scheduler.forget, args=(plan.cells, Store(store.root)))
         thread.start()
         thread.join(60)
         assert store.keys() == [held.key]
-        assert (store.work(held.key) / "checkpoint").exists()
+        assert (store.scratch(held.key) / "checkpoint").exists()
 
 
 FRESH = """

@@ -21,7 +21,7 @@ from brittle.study.kinds import new_cell
 from brittle.study.kinds.attack.cell import UNKNOWN
 from brittle.study.kinds.work import operations
 from brittle.study.run.estimate import CELL, EPOCH, Cost, Rates, estimate, measured, total
-from brittle.study.run.worker import compute_and_store, provenance, told
+from brittle.study.run.worker import compute_and_store, provenance, request_record
 from brittle.study.store.cell import Cell, Context
 from brittle.study.store.store import Store
 
@@ -66,7 +66,7 @@ def kind(cell: Cell) -> str:
 def put(store: Store, plan: Sequence[Cell], seconds: dict[str, float], **made) -> None:
     """Stores empty cells, which took so many seconds."""
     for cell in plan:
-        record = {**told(cell), "provenance": provenance(CPU) | {"seconds": seconds[cell.key]} | made}
+        record = {**request_record(cell), "provenance": provenance(CPU) | {"seconds": seconds[cell.key]} | made}
         store.put(cell.key, record, {})
 
 
@@ -177,7 +177,7 @@ def test_a_finished_study_did_half_to_twice_what_was_estimated(tmp_path):
     done, finished = 0, {}
     for cell in plan:
         parents = {role: finished[parent.key] for role, parent in cell.parents.items()}
-        context = Context(CPU, lambda key=cell.key: store.work(key), lambda _place, _digest: DATA, silent)
+        context = Context(CPU, lambda key=cell.key: store.scratch(key), lambda _place, _digest: DATA, silent)
         with store.lock(cell.key), Counted() as counted:
             outcome = kinds.run(cell, parents, context)
             finished[cell.key] = compute_and_store(cell, store, CPU, lambda outcome=outcome: outcome)

@@ -35,7 +35,7 @@ ROOMS = [
     "cli",
     "__main__",
 ]
-UPWARDS = {("auditing", "report.audit")}  # inside methods alone: a result that can write its own page
+UPWARDS = {("auditing", "study.kinds.audit.page")}  # inside methods alone: a result that can write its own page
 MAY_ATTACKS = {"errors", "progress", "models", "attacks"}
 MAY_REPORT = {"errors", "drawing", "study.store", "study.kinds", "measures", "attacks", "models", "units", "report"}
 

@@ -14,7 +14,7 @@ from brittle.models.networks import build, frozen, mlp
 from brittle.models.prepared import Normalised
 from brittle.progress import silent
 from brittle.study import lookup
-from brittle.study.kinds.network.cell import adopted
+from brittle.study.kinds import new_cell
 from brittle.study.load_model import digest, load_model
 from brittle.study.run.worker import Worker
 from brittle.study.store.store import Store
@@ -389,16 +389,11 @@ def test_a_plain_number_is_no_code(opened, tmp_path):
     assert "must hold a state dict, tensors by name, got a int" in refused(opened, tmp_path / "w.pt", network="mlp")
 
 
-def test_adopted_weights_that_changed_since_the_plan_are_refused(digits, tmp_path):
-    path = tmp_path / "w.safetensors"
-    save_file(build(mlp, seed=0, channels=1, classes=10, size=28).state_dict(), path)
-    cell = adopted(path, "brittle.networks.mlp", {}, digits)
-    worker = Worker(Store(tmp_path / "store"), lambda _: digits, CPU)
-    save_file(build(mlp, seed=1, channels=1, classes=10, size=28).state_dict(), path)
-    end = worker.compute(cell, silent)
+def test_a_network_from_outside_that_has_left_the_store_cannot_be_made_again(digits, tmp_path):
+    cell = new_cell("adopt w.safetensors", "adopt", {"network": "brittle.networks.mlp", "network_options": {}})
+    end = Worker(Store(tmp_path / "store"), lambda _: digits, CPU).compute(cell, silent)
     assert end.status == "failed"
-    assert f"weights {path} have changed since they were first read" in end.why
-    assert worker.compute(adopted(path, "brittle.networks.mlp", {}, digits), silent).status == "done"
+    assert "adopt w.safetensors: the network is not in the store any more: run the command" in end.why
 
 
 def test_a_damaged_archive_is_refused_in_one_line_without_torch_s_own_traceback(opened, tmp_path):

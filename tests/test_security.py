@@ -19,7 +19,7 @@ from brittle.study.kinds import new_cell
 from brittle.study.kinds.network import cell as network
 from brittle.study.load_model import load_model
 from brittle.study.run import scheduler
-from brittle.study.run.worker import told
+from brittle.study.run.worker import request_record
 from brittle.study.store.cell import Cell
 from brittle.study.store.store import Store
 
@@ -171,7 +171,7 @@ def kept(store: Store, cell: Cell, **changes) -> Cell:
     """The cell in the store as a network that was trained, its record sealed as the store seals it."""
     weights = build(mlp, seed=0, channels=1, classes=10, size=28).state_dict()
     sizes = {"channels": 1, "classes": 10, "size": 28}
-    record = {**told(cell), "scalars": {"network_options": sizes}, "provenance": {"seconds": 1.0}, **changes}
+    record = {**request_record(cell), "scalars": {"network_options": sizes}, "provenance": {"seconds": 1.0}, **changes}
     store.put(cell.key, record, {"weights": weights})
     return cell
 

@@ -6,6 +6,8 @@ from problems import TABLES
 from brittle import attacks
 from brittle.errors import InputError
 from brittle.study import schema
+from brittle.study.kinds.attack.plan import axes_of
+from brittle.study.kinds.network.plan import chosen
 
 
 def deep(times):
@@ -30,9 +32,9 @@ def test_lo_and_dings_networks_train_as_published():
     own = faces.training
     assert (own.network, own.epochs, own.learning_rate) == ("brittle.networks.lo_ding_faces", 250, 0.1)
     assert (own.momentum, own.batch_size, len(faces.seeds)) == (0.0, 16, 5)
-    (maps,) = (table for _, name, table in schema.tables_of(faces) if name == "maps")
+    maps = faces.units["maps"]  # type: ignore[attr-defined]
     assert maps.model_dump()["classes"] == [f"subject{identity:02d}" for identity in (7, 10, 12, 14, 15)]
-    alexnet, mlp = (schema.chosen(cifar, cifar.models[name]) for name in ("pseudo_alexnet", "mlp"))
+    alexnet, mlp = (chosen(cifar, cifar.models[name]) for name in ("pseudo_alexnet", "mlp"))
     assert (alexnet["learning_rate"], alexnet["momentum"], mlp["learning_rate"]) == (0.01, 0.9, 0.1)
     assert alexnet["epochs"] == mlp["epochs"] == round(10_000 * 128 / 45_000)
 
@@ -217,11 +219,11 @@ def test_what_is_wrong_with_a_study_is_said(tables, said):
 
 def test_a_list_is_a_value_where_the_option_is_a_list_and_a_grid_elsewhere():
     def axes(**options):
-        return schema.axes_of(attacks.linear_mask, options)
+        return axes_of(attacks.linear_mask, options)
 
     assert axes(etas=[750]) == {}
     assert axes(etas=[[0, 750], [750]]) == {"etas": [[0, 750], [750]]}
-    assert schema.axes_of(attacks.song_1, {"max_pixels": [1, 2], "arithmetic": "exact"}) == {"max_pixels": [1, 2]}
+    assert axes_of(attacks.song_1, {"max_pixels": [1, 2], "arithmetic": "exact"}) == {"max_pixels": [1, 2]}
     for etas in ([750], [[0, 750], [750]]):
         read = changed(attacks={"a": {"function": "linear_mask", "etas": etas, "targets": "every"}})
         assert read.attacks["a"].model_extra == {"etas": etas}

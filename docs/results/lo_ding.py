@@ -20,10 +20,10 @@ import torch
 from making import claims_table, hours, made_with, markdown, pictures, report
 
 from brittle.report import gather
-from brittle.report.contents import Report
 from brittle.study.kinds.masks.cell import Masks
 from brittle.study.kinds.units import knockouts
 from brittle.study.kinds.units.profiles import ranked
+from brittle.study.store.results import Report
 from brittle.study.store.store import Store
 
 FOLDER = Path(__file__).parent / "lo-ding"

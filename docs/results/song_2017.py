@@ -15,7 +15,7 @@ from typing import Any
 
 from making import claims_table, headings, hours, made_with, markdown, percent, pictures, report, success_table
 
-from brittle.drawing.image_grid import scientific
+from brittle.drawing.text import scientific
 from brittle.study.store.store import Store
 
 FOLDER = Path(__file__).parent / "song-2017"

@@ -16,9 +16,9 @@ from typing import Any
 from making import hours, made_with, markdown, percent, pictures, report
 
 from brittle.report import gather
-from brittle.report.contents import Report
 from brittle.study.kinds.carriers import view as carrying
 from brittle.study.kinds.units import view
+from brittle.study.store.results import Report
 from brittle.study.store.store import Store
 
 FOLDER = Path(__file__).parent / "units-of-distillation"

@@ -14,7 +14,7 @@ from made import audit_check, audit_record, audit_share
 from seen import HOSTILE, Outline
 
 from brittle.errors import InputError
-from brittle.report import audit as report
+from brittle.study.kinds.audit import page as report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -12,10 +12,10 @@ from seen import HOSTILE, Outline
 from seen import words as words_of
 
 from brittle.report import audit_table
-from brittle.report.contents import Model
 from brittle.report.page import html
 from brittle.report.results import as_json
 from brittle.study.kinds.audit.cell import Audited
+from brittle.study.store.results import Model
 
 
 def words(page: str) -> str:

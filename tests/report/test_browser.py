@@ -18,7 +18,7 @@ from made import audit_record, chain, report, sized
 from PIL import Image
 
 from brittle.report import Report, gather, write
-from brittle.report.contents import Attack, Found, Steps
+from brittle.study.kinds.attack.result import Attack, Found, Steps
 from brittle.study.kinds.audit.cell import Audited
 from brittle.study.store.store import Store
 

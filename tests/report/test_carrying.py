@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from brittle.report.contents import Model, Provenance, Report
 from brittle.report.results import as_json
 from brittle.study.kinds.carriers import view as carrying
 from brittle.study.kinds.carriers.cell import Carriers
 from brittle.study.kinds.carriers.view import section
 from brittle.study.kinds.units import view
 from brittle.study.kinds.units.cell import Units
+from brittle.study.store.results import Model, Provenance, Report
 
 
 def units(profile):

@@ -14,9 +14,9 @@ from made import chain, network, report, sized
 
 from brittle.drawing import charts
 from brittle.measures import Share
-from brittle.report import chains, figures
-from brittle.report.contents import Report
-from brittle.report.lineage import Line, lines
+from brittle.study.kinds.attack import chains, figures
+from brittle.study.kinds.lines import Line, lines
+from brittle.study.store.results import Report
 
 CHARTS = (chains.networks, chains.robustness, chains.generations, chains.survival)
 TEMPERATURES = (1.0, 5.0, 20.0, 40.0)

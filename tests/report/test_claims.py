@@ -14,7 +14,8 @@ from rich.console import Console
 from brittle.errors import InputError
 from brittle.report import claims, claims_table
 from brittle.report.claims import Claim, Number, Rule, above, below, between, claim, near
-from brittle.report.contents import Report, Trained
+from brittle.study.kinds.network.cell import Trained
+from brittle.study.store.results import Report
 
 
 def masked() -> Report:

@@ -15,21 +15,26 @@ import torch
 from PIL import Image
 
 from brittle.drawing import charts, image_grid
+from brittle.drawing import text as words
 from brittle.models.softmax import SignedLog
-from brittle.report import Report, figures, gather, pictures
+from brittle.report import Report, gather
+from brittle.study.kinds.attack import figures, pictures
+from brittle.study.kinds.measure import figures as gradients
+from brittle.study.kinds.measure import samples
+from brittle.study.kinds.network import view as network
 from brittle.study.store.store import Store
 
 HOSTILE = "<script>alert(1)</script>"
 Build = Callable[..., Store]
 
-CHARTS = (figures.success_bars, figures.success_curves, figures.amplitudes, figures.training)
+CHARTS = (figures.success_bars, figures.success_curves, gradients.amplitudes, network.training)
 
 
 def grids(report: Report) -> list[str]:
     rows = pictures.sample_rows(report, "second")
     return [
         pictures.adversarial(report, "second", rows),
-        pictures.saliency(report, range(pictures.saliency_rows(report))),
+        gradients.saliency(report, range(gradients.saliency_rows(report))),
     ]
 
 
@@ -86,7 +91,7 @@ def test_nothing_finished_gives_no_figure(build: Build):
 
     assert [chart(report) for chart in CHARTS] == [""] * 4
     assert pictures.shown_attack(report) is None
-    assert pictures.saliency_rows(report) == 0
+    assert gradients.saliency_rows(report) == 0
 
 
 def test_many_models_have_a_colour_each(build: Build):
@@ -97,7 +102,7 @@ def test_many_models_have_a_colour_each(build: Build):
 
 
 def test_amplitudes_say_what_float32_loses(build: Build):
-    svg = figures.amplitudes(gather(build(), "tiny"))
+    svg = gradients.amplitudes(gather(build(), "tiny"))
     assert "float32 gives exactly 0 for 12 of 12 images" in svg
     assert "float32 gives exactly 0 for 0 of 12 images" in svg
 
@@ -131,7 +136,7 @@ def test_what_is_not_done_has_an_empty_frame(build: Build):
 
 
 def test_saliency_prints_numbers_that_no_float_holds(build: Build):
-    svg = pictures.saliency(gather(build(), "tiny"), [0])
+    svg = gradients.saliency(gather(build(), "tiny"), [0])
 
     # 35 pixels at 1e-405 and one at -1e-405: a mean of 34 / 36 of it
     assert "mean 9.4e−406" in svg
@@ -152,13 +157,13 @@ def test_saliency_prints_numbers_that_no_float_holds(build: Build):
     ],
 )
 def test_scientific(sign: int, log10: float, text: str):
-    assert image_grid.scientific(sign, log10) == text
+    assert words.scientific(sign, log10) == text
 
 
 def test_largest_is_signed():
     negative = SignedLog.of(torch.tensor([[-3.0, -2.0]]))
-    assert image_grid.scientific(*pictures.largest_of(negative)) == "−2.0e+00"
-    assert image_grid.scientific(*pictures.largest_of(SignedLog.of(torch.tensor([-1.0, 0.0])))) == "0"
+    assert words.scientific(*samples.largest_of(negative)) == "−2.0e+00"
+    assert words.scientific(*samples.largest_of(SignedLog.of(torch.tensor([-1.0, 0.0])))) == "0"
 
 
 def test_colours_of_gradients_and_images():
@@ -182,10 +187,10 @@ def test_a_map_that_is_no_number_says_so_instead_of_failing(build: Build):
     maps = replace(model.measured.saliency, float32=torch.full_like(model.measured.saliency.float32, torch.nan))
     broken = replace(report, models=(replace(model, measured=replace(model.measured, saliency=maps)),))
 
-    svg = pictures.saliency(broken, [0])
+    svg = gradients.saliency(broken, [0])
 
     assert svg.count("not a number") == 2  # in words, and for those who cannot see it
-    assert image_grid.scientific(*pictures.mean_of(SignedLog.of(maps.float32[0]))) == "NaN"
+    assert words.scientific(*samples.mean_of(SignedLog.of(maps.float32[0]))) == "NaN"
 
 
 def swept(report: Report) -> Report:

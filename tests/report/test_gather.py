@@ -8,11 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from brittle.attacks.result import Bound
+from brittle.drawing.text import percent
 from brittle.errors import InputError
 from brittle.measures import Share
 from brittle.report import gather, table, verdict_sentences
-from brittle.report.contents import NOT_DONE, Bound
-from brittle.report.verdicts import percent
+from brittle.study.store.results import NOT_DONE
 from brittle.study.store.store import Store
 
 HOSTILE = "<script>alert(1)</script>"

@@ -11,7 +11,7 @@ from made import model, report
 from problems import linear, pictures
 
 from brittle import measures
-from brittle.report.gradients import splits
+from brittle.study.kinds.measure.gradients import splits
 
 
 def test_causes_add_up_to_what_they_explain():

@@ -8,8 +8,8 @@ import pytest
 from made import chain, network, report, sized
 
 from brittle.measures import Share
-from brittle.report import lineage
-from brittle.report.contents import Model, Report, remembered
+from brittle.study.kinds import lines as lineage
+from brittle.study.store.results import Model, Report, remembered
 
 
 def nothing(*_: object) -> list:

@@ -8,13 +8,14 @@ import torch
 
 from brittle.measures import Mean, Share
 from brittle.report.claims import lo_ding
-from brittle.report.contents import Measured, Model, Provenance, Report
 from brittle.report.results import as_json
-from brittle.report.verdicts import verdict_sentences
+from brittle.report.sentences import verdict_sentences
 from brittle.study.kinds.masks import view as eta_curves
 from brittle.study.kinds.masks.cell import Masks
+from brittle.study.kinds.measure.result import Measured
 from brittle.study.kinds.units import knockouts, profiles
 from brittle.study.kinds.units.cell import Units
+from brittle.study.store.results import Model, Provenance, Report
 
 U = 12  # units: 4 in one layer, 8 in the other
 

@@ -12,7 +12,9 @@ import torch
 from brittle.measures import Mean, Share
 from brittle.report import claims
 from brittle.report.claims import Claim
-from brittle.report.contents import Attack, Found, Measured, Model, Provenance, Report
+from brittle.study.kinds.attack.result import Attack, Found
+from brittle.study.kinds.measure.result import Measured
+from brittle.study.store.results import Model, Provenance, Report
 
 N = 200  # test images, all attacked
 NAMES = ("teacher", "assistant", "student", "fourth")

@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 from made import network, report, sized
 
-from brittle.report import matrix, pictures
-from brittle.report.contents import Attack, Report
+from brittle.study.kinds.attack import matrix, pictures
+from brittle.study.kinds.attack.result import Attack
+from brittle.study.store.results import Report
 
 ROWS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])  # of classes 0, 0, 1 and 2
 TARGETS = torch.tensor([1, 2, 1, 2, 0, 2, 0, 1])

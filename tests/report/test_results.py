@@ -13,10 +13,10 @@ from made import chain, network, report, sized
 from rich.console import Console
 from rich.table import Table
 
+from brittle.attacks.result import Bound
 from brittle.errors import InputError
 from brittle.measures import Share
 from brittle.report import Report, gather, table, write
-from brittle.report.contents import Bound
 from brittle.report.results import COLUMNS, as_csv, as_json
 from brittle.study.store.store import Store
 

@@ -10,7 +10,7 @@ import torch
 from made import model, report
 
 from brittle.report import gather
-from brittle.report.samples import samples
+from brittle.study.kinds.measure.samples import samples
 from brittle.study.store.store import Store
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from made import chain, model, network, report, sized
 
+from brittle.attacks.result import Bound
+from brittle.drawing import text as words
 from brittle.measures import Mean, Share
-from brittle.report import sizes, verdict_sentences
-from brittle.report.contents import Bound
-from brittle.report.lineage import plain
+from brittle.report import verdict_sentences
+from brittle.study.kinds.attack import sizes
+from brittle.study.kinds.lines import plain
 
 BASE = torch.linspace(0.5, 1.5, 200, dtype=torch.float64)
 
@@ -30,11 +32,11 @@ BASE = torch.linspace(0.5, 1.5, 200, dtype=torch.float64)
     ],
 )
 def test_a_size_has_three_digits(value: float, like: float | None, text: str):
-    assert sizes.written(value, like) == text
+    assert words.size(value, like) == text
 
 
 def test_a_phrase_gives_value_and_interval_in_the_same_digits():
-    assert sizes.phrase(Mean(0.0521, (0.05, 0.0549), 9)) == "0.0521 (0.0500 to 0.0549)"
+    assert words.with_interval(Mean(0.0521, (0.05, 0.0549), 9)) == "0.0521 (0.0500 to 0.0549)"
 
 
 def test_one_seed_is_the_attack_s_own_mean():

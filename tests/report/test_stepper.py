@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from brittle.report import Report, gather, stepper
-from brittle.report.contents import Attack, Found, Steps
+from brittle.report import Report, gather
 from brittle.report.page import html
+from brittle.study.kinds.attack import stepper
+from brittle.study.kinds.attack.result import Attack, Found, Steps
 from brittle.study.store.store import Store
 
 HOSTILE = "<script>alert(1)</script>"

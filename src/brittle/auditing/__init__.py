@@ -164,7 +164,7 @@ class Audit:
 
     def summary(self) -> str:
         """The verdict and what it rests on in a few lines, as the command line prints it, without colour."""
-        from brittle.report import audit as report
+        from brittle.study.kinds.audit import page as report
 
         return report.plain([self.record()])
 
@@ -179,7 +179,7 @@ class Audit:
         Raises:
             InputError: if the folder cannot be written.
         """
-        from brittle.report import audit as report
+        from brittle.study.kinds.audit import page as report
 
         record = self.record()
         pairs = zip(record["pictures"], self.pictures, strict=True)
@@ -187,7 +187,7 @@ class Audit:
         return report.write_audit([record], report.about_python(record, classes, name), folder)
 
     def _repr_html_(self) -> str:
-        from brittle.report import audit as report
+        from brittle.study.kinds.audit import page as report
 
         return report.small_table(self.record())
 
@@ -328,12 +328,12 @@ def _chosen(model: nn.Module | Callable[[Tensor], Any], given: Any, rows: int) -
     """How the images were chosen, in words; and the images, where the model is."""
     whole = given.test if isinstance(given, Data) else given
     split = as_split(given, rows)
-    if not isinstance(whole, Split):
+    if not isinstance(whole, Split) or whole.class_by_class:
         chosen = f"all {len(split)} given" if len(split) < rows else f"{rows} drawn at random, with a fixed seed"
     else:
         chosen = f"all {len(whole)} given" if len(split) == len(whole) else f"the first {len(split)} of {len(whole)}"
     weights = model.parameters() if isinstance(model, nn.Module) else ()
-    device = next((p.device for p in weights), split.images.device)
+    device = next((p.device for p in weights), split.labels.device)
     return chosen, split.to(device)
 
 

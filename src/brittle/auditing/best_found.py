@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,10 +13,10 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brittle.attacks.result import logits_in_batches
+from brittle.models.checkpoint import save
 from brittle.models.networks import seeded
 
 T = TypeVar("T")
@@ -85,10 +84,8 @@ class BestFound:
         return self.done[name]
 
     def _save(self, path: Path) -> None:
-        kept = {name: getattr(self, name).cpu().contiguous() for name in KEPT}
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(kept, temporary, {"request": self._digest, "done": json.dumps(self.done), "by": json.dumps(self.by)})
-        os.replace(temporary, path)
+        told = {"request": self._digest, "done": json.dumps(self.done), "by": json.dumps(self.by)}
+        save(path, {name: getattr(self, name) for name in KEPT}, told)
 
     def _restore(self, path: Path) -> None:
         """Puts everything back as `_save` found it; what cannot be read, or is of another audit, is ignored."""

@@ -76,7 +76,7 @@ def run_audit(asked: Question, how: Request) -> int:
     Raises:
         InputError: if the model, the data or an option is not as expected.
     """
-    from brittle.report import audit as report
+    from brittle.study.kinds.audit import page as report
     from brittle.study.kinds.audit.cell import record_of
 
     store = how.open_store()
@@ -179,7 +179,7 @@ def _audited(
     words = WORDS[cell.params["norm"]]
     told = _told(bars.work(f"audit, {words}"), how)
     with store.lock(cell.key), asking(how.batch_size):
-        folder = store.work(cell.key)
+        folder = store.scratch(cell.key)
         made = store.get(cell.key) or worker.compute_and_store(
             cell, store, device, lambda: Outcome(*audited(model, reference, data, cell.params, folder, told))
         )

@@ -147,7 +147,7 @@ class Request:
             return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus)
         if (self.workers or 1) > 1:
             loaded = load(study.data)
-            held = sum(split.images.nbytes for split in (loaded.train, loaded.validation, loaded.test))
+            held = sum(split.pixels.nbytes for split in (loaded.train, loaded.validation, loaded.test))
             return LocalPool(place, self.workers or 1, held)
         return engine.InProcess(Worker(store, load, device))
 
@@ -340,7 +340,7 @@ def _check_rows(study: Study, data: Data) -> None:
 def _news(store: Store, cell: Cell) -> str | None:
     """What a finished cell has to say at once: an audit its verdict, a measurement that the network has not learned."""
     from brittle.measures import Share, why_not_learned
-    from brittle.report.audit import headline
+    from brittle.study.kinds.audit.page import headline
 
     stored = store.get(cell.key) if cell.function in ("audit", "measure") else None
     if stored is None:

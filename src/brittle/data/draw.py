@@ -12,7 +12,7 @@ SEED = 20_170_711  # of every split that the data set does not bring along, plus
 SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}  # of a user's own images
 
 
-def in_no_order(labels: np.ndarray, seed: int) -> np.ndarray:
+def in_no_order(labels: np.ndarray, seed: int = 0) -> np.ndarray:
     """All rows at random, but so that the first n, for any n, hold each class in proportion."""
     random = np.random.RandomState(SEED + seed)
     places = np.empty(len(labels))  # in [0, 1): the rows of a class lie at equal distances, from a random start

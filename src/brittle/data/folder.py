@@ -74,6 +74,13 @@ def part_folders(path: Path) -> dict[str, Path]:
         if part in found:
             raise InputError(f"{path}: holds both {found[part].name}/ and {inner.name}/, expected at most one")
         found[part] = inner
+    beside = [one.name for one in _subfolders(path) if one not in found.values() and any(map(_is_image, _entries(one)))]
+    if len(found) == 1 and beside:
+        [part] = found.values()
+        raise InputError(
+            f"{path}: holds class folders in {part.name}/, and beside it folders of images, {', '.join(beside[:5])}: "
+            f"name the folder that is meant"
+        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from brittle.data.arguments import typed
-from brittle.data.draw import SEED
+from brittle.data.draw import SEED, in_no_order
 from brittle.data.npz import ROUNDING, way_into_range
 from brittle.data.split import Data, Split
 from brittle.errors import InputError, first_line
@@ -20,15 +21,17 @@ from brittle.errors import InputError, first_line
 def as_split(value: object, count: int | None = None) -> Split:
     """Images and labels in any of the forms that PyTorch users hold them in.
 
-    Images are (N, C, H, W). Floating ones must lie in [0, 1]; uint8 ones are in 0..255 and are divided by 255. Labels
-    are N integers of any width.
+    Images are (N, C, H, W). Floating ones must lie in [0, 1]; uint8 ones are in 0..255, stay bytes in memory, and are
+    divided by 255 where they are used. Labels are N integers of any width.
 
     Args:
         value: a `Split`; a `Data`, whose test split is taken; a pair of images and labels (tensors or numpy arrays); a
-            torch `Dataset` that gives (image, label); or a `DataLoader` that gives (images, labels).
+            torch `Dataset` that gives (image, label); or a `DataLoader` that gives (images, labels). Items may also
+            be dicts with one of the names that Hugging Face's data sets use for each.
         count: how many images are wanted, all of them by default. The first of a `Split` or `Data`, which are in no
-            order; of everything else as many are drawn at random, always the same, since a folder of images is often
-            sorted by class. Only what is drawn is read. Of a stream (`IterableDataset`) the first are taken.
+            order; of one that is class by class, and of everything else, as many are drawn at random, always the same,
+            since a folder of images is often sorted by class. Where the labels are there already, each class is drawn
+            in proportion. Only what is drawn is read. Of a stream (`IterableDataset`) the first are taken.
 
     Raises:
         InputError: if it is something else, or images or labels are not as above.
@@ -37,8 +40,10 @@ def as_split(value: object, count: int | None = None) -> Split:
         raise InputError(f"count must be at least 1, got {count}")
     if isinstance(value, Data):
         value = value.test
-    if isinstance(value, Split):
+    if isinstance(value, Split) and not value.class_by_class:
         return _checked_split(value.pixels[:count], value.labels[:count])
+    if isinstance(value, Split):
+        value = (value.pixels, value.labels)
     if isinstance(value, Dataset):
         value = DataLoader(value, batch_size=64)
     if isinstance(value, DataLoader):
@@ -46,8 +51,7 @@ def as_split(value: object, count: int | None = None) -> Split:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise InputError(f"expected images and labels as {_FORMS}, got {_described(value)}")
     whole = _checked_split(*value)
-    rows = _drawn(len(whole), count)
-    return whole if len(rows) == len(whole) else Split(whole.images[rows], whole.labels[rows])
+    return whole if count is None or count >= len(whole) else whole[in_no_order(whole.labels.numpy(force=True))[:count]]
 
 
 _FORMS = "a Split, a Data, a pair (images, labels), a torch Dataset or a DataLoader"
@@ -65,8 +69,7 @@ def _loaded(loader: DataLoader[Any], count: int | None) -> tuple[Tensor, Tensor]
     parts: list[tuple[Tensor, Tensor]] = []
     try:
         for batch in _drawn_loader(loader, count):
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise InputError(f"each item must be a pair of an image and its label, got {_described(batch)}")
+            batch = _pair(batch)
             images, labels = (_tensor(name, part) for name, part in zip(("images", "labels"), batch, strict=True))
             parts.append((images, labels) if labels.ndim else (images[None], labels[None]))  # one that makes no batches
             if count is not None and sum(len(labels) for _, labels in parts) >= count:
@@ -77,6 +80,22 @@ def _loaded(loader: DataLoader[Any], count: int | None) -> tuple[Tensor, Tensor]
     return images, labels
 
 
+def _pair(item: object) -> tuple[object, object] | list[object]:
+    """An image and its label, or images and their labels, of an item of a data set."""
+    if isinstance(item, Mapping):
+        found = [[name for name in names if name in item] for names in (_IMAGE, _LABEL)]
+        if all(len(one) == 1 for one in found):
+            return item[found[0][0]], item[found[1][0]]
+        raise InputError(
+            f"a dict must hold an image and a label, such as {_IMAGE[0]!r} and {_LABEL[0]!r}, got {[*item]}"
+        )
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise InputError(f"each item must be a pair of an image and its label, got {_described(item)}")
+    return item
+
+
+_IMAGE = ("image", "images", "img", "pixel_values")
+_LABEL = ("label", "labels", "fine_label")
 _NONE = torch.empty(0, 0, 0, 0), torch.empty(0, dtype=torch.int64)
 
 
@@ -128,10 +147,11 @@ def _checked_split(images: object, labels: object) -> Split:
         raise InputError(f"{len(images)} images but {len(labels)} labels")
     if (lowest := int(labels.min())) < 0:
         raise InputError(f"labels must be 0..K-1, got {lowest}")
+    labels = labels.to(images.device, torch.int64)
     if images.dtype == torch.uint8:
         if images.max() == 1:
             raise InputError("uint8 images must be in 0..255, got 0 and 1 alone: make them floating, images.float()")
-        images = images.float() / 255
+        return Split(images, labels)
     if not images.is_floating_point():
         raise InputError(f"images must be uint8 in 0..255 or floating point in [0, 1], got {images.dtype}")
     low, high = float(images.min()), float(images.max())
@@ -140,4 +160,4 @@ def _checked_split(images: object, labels: object) -> Split:
     if low < 0 or high > 1:
         images = images.clamp(0, 1)
     images = images.float() if images.dtype != torch.float64 else images
-    return Split(images, labels.to(images.device, torch.int64))
+    return Split(images, labels)

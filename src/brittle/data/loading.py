@@ -87,8 +87,8 @@ def load(
     """
     geometry = geometry_of(size, resize, crop, interpolation)
     _check(channels, layout, split, count, seed)
-    wanted = Wanted(geometry, channels, split, count, exif, skip_bad, seed)
-    found = _found(name_or_path, root, wanted, layout, 2 if classes is None else 1, progress or silent)
+    wanted = Wanted(geometry, channels, split, count, exif, skip_bad, seed, classes is not None)
+    found = _found(name_or_path, root, wanted, layout, progress or silent)
     return found if classes is None else mapped(found, classes)
 
 
@@ -105,9 +105,7 @@ def _check(channels: object, layout: object, split: object, count: object, seed:
         raise InputError(f"seed must be a whole number in 0..{2**31 - 1}, got {seed!r}")
 
 
-def _found(
-    name_or_path: str | Path, root: Path | None, wanted: Wanted, layout: str | None, fewest: int, progress: Progress
-) -> Data:
+def _found(name_or_path: str | Path, root: Path | None, wanted: Wanted, layout: str | None, progress: Progress) -> Data:
     if not isinstance(name_or_path, str | Path):
         raise InputError(f"a data set is named by a text or a path, got {type(name_or_path).__name__}")
     if len(str(name_or_path)) > 1000:
@@ -122,7 +120,7 @@ def _found(
     if is_array_file:
         return _reshaped(own_npz(path, wanted, layout), wanted.geometry, wanted.channels)
     if name_or_path != "" and os.path.isdir(path):
-        return own_folder(path, wanted, fewest=fewest, progress=progress)
+        return own_folder(path, wanted, progress)
     if name_or_path != "" and os.path.exists(path):
         raise InputError(f"{path} is neither a folder nor a regular file: expected class folders or an .npz file")
     if isinstance(name_or_path, Path) or path.suffix or path.parent != Path():

@@ -25,7 +25,11 @@ SPLITS = ("evaluation", "all", *SHARES)
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a user's own images are to be read; see `load`."""
+    """How a user's own images are to be read; see `load`.
+
+    `mapped` says that the classes are mapped to outputs afterwards: until then labels are 0..K-1 in the order of the
+    classes, whatever their names or numbers.
+    """
 
     geometry: Geometry
     channels: int | None
@@ -34,9 +38,10 @@ class Wanted:
     exif: bool
     skip_bad: bool
     seed: int
+    mapped: bool
 
 
-def own_folder(path: Path, wanted: Wanted, *, fewest: int, progress: Progress) -> Data:
+def own_folder(path: Path, wanted: Wanted, progress: Progress) -> Data:
     """The data set of a folder of class folders.
 
     Raises:
@@ -47,7 +52,7 @@ def own_folder(path: Path, wanted: Wanted, *, fewest: int, progress: Progress) -
     parts = part_folders(path)
     if wanted.split in (None, "evaluation") and "validation" in parts and "test" not in parts:
         parts["test"] = parts.pop("validation")  # as ImageNet has it
-    files = list_files(path, parts, _parts_to_read(path, parts, wanted.split), fewest)
+    files = list_files(path, parts, _parts_to_read(path, parts, wanted.split), 1 if wanted.mapped else 2)
     name, bad = path.resolve().name, {}
     while True:  # once, and once more if some files are unreadable and may be left out
         rows, said = _rows(files.labels, files.parts, files.classes, wanted, name)
@@ -68,7 +73,7 @@ def own_folder(path: Path, wanted: Wanted, *, fewest: int, progress: Progress) -
     told += [left_out_said(files, len(bad))]
     source = f"local folder of images: {'; '.join(filter(None, told))}"
     found = _data(name, read.pixels, files.labels[order], rows, files.classes, digest, source)
-    outputs = numbered(files.classes)
+    outputs = None if wanted.mapped else numbered(files.classes)
     if outputs is None or outputs == list(range(len(outputs))):
         return found
     return replace(relabelled(found, outputs), source=f"{source}; folder names are taken for the model's outputs")
@@ -92,7 +97,7 @@ def own_npz(path: Path, wanted: Wanted, layout: str | None) -> Data:
     height, width = read.images.shape[2:]
     told = f"{len(order)} images of {len(classes)} classes, {width} x {height} pixels; {said}{note}"
     found = _data(path.stem, pixels, labels[order], rows, classes, digest, f"local .npz file: {told}")
-    return relabelled(found, present.tolist(), read.classes)
+    return found if wanted.mapped else relabelled(found, present.tolist(), read.classes)
 
 
 def _parts_to_read(path: Path, parts: Mapping[str, Path], split: str | None) -> list[str]:

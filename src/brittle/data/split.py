@@ -38,12 +38,18 @@ class Split:
         # by a tensor on the device: there, a division by a Python number multiplies by its rounded reciprocal
         return self.pixels.float().div_(torch.tensor(255.0, device=self.pixels.device))
 
+    @property
+    def class_by_class(self) -> bool:
+        """Whether the images of each class lie together, as in a folder, so that the first ones are of few classes."""
+        runs = 1 + int((self.labels[1:] != self.labels[:-1]).sum())
+        return 1 < runs == len(self.labels.unique()) < len(self)
+
     def __len__(self) -> int:
         """N."""
         return len(self.labels)
 
-    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Split:
-        """The images and labels of a slice, or of a list or tensor of rows."""
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray | Tensor) -> Split:
+        """The images and labels of a slice, or of a list, array or tensor of rows."""
         if isinstance(rows, int):  # Python would take a class that counts its items for a list of them
             raise InputError(f"a split gives a slice or a list of rows, [{rows}] or [{rows}:{rows + 1}], got {rows}")
         return Split(self.pixels[rows], self.labels[rows])

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from brittle.drawing.image_grid import escaped
+from brittle.drawing.text import escaped
 from brittle.measures import mean_of_seeds
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK = "#010203"  # stands for the colour of the text around
 PAPER = "#fefdfc"  # stands for the page's ground
+FLOAT32_TINY = -44.85  # log10 of 1.4e-45, the smallest positive float32
 WIDTH = 9.6  # inches; the page shows it about 960 px wide
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -68,11 +69,6 @@ def banded(
     low, high = np.array([mean.interval for mean in means]).clip(0, 100).T
     axes.fill_between(at, low, high, color=colour, alpha=shade, linewidth=0)
     axes.plot(at, [mean.value for mean in means], color=colour, linestyle=linestyle, linewidth=linewidth)
-
-
-def power(exponent: int) -> str:
-    """'10⁻⁴⁵' for -45: without a formula, so that the page's own font draws it."""
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def svg_of(figure: Figure, salt: str, alternative: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +13,6 @@ from typing import Literal, get_args
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +20,7 @@ from brittle.data import Data, Split
 from brittle.data.arguments import typed
 from brittle.data.summary import as_html, as_text
 from brittle.errors import InputError, first_line, unknown
+from brittle.models.checkpoint import save
 from brittle.models.networks import channels_last, frozen, logits_of, seeded
 from brittle.models.softmax import check_temperature
 from brittle.progress import Progress, barred, silent
@@ -196,7 +195,7 @@ def fit(
     autocast = resolve_dtype(dtype, chosen) == torch.bfloat16
     channels_last(network.to(chosen))
     train, validation = data.train.to(chosen), data.validation.to(chosen)
-    _check_fits(network, train.images[:1], len(data.classes))
+    _check_fits(network, train[:1].images, len(data.classes))
     targets = targets.to(chosen)
     groups = _decayed(network, weight_decay, decay_on)
     optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
@@ -218,7 +217,7 @@ def fit(
             started = time.monotonic()
             for step, rows in enumerate(torch.randperm(len(train)).to(chosen).split(batch_size)):
                 with torch.autocast(chosen.type, torch.bfloat16, enabled=autocast):
-                    logits = network(train.images[rows])
+                    logits = network(train[rows].images)
                 loss = F.cross_entropy(logits.float() / temperature, targets[rows])
                 made = epoch * steps + step
                 rate = learning_rate / (1 + learning_rate_decay * made)
@@ -323,11 +322,8 @@ def _note(loss: float, history: list[Epoch]) -> str:
 def _accuracy(network: nn.Module, split: Split, autocast: bool) -> float:
     if not len(split):
         return math.nan
-    with frozen(network), torch.no_grad(), torch.autocast(split.images.device.type, torch.bfloat16, enabled=autocast):
-        right = [
-            (logits_of(network, images).argmax(1) == labels).sum().item()
-            for images, labels in zip(split.images.split(256), split.labels.split(256), strict=True)
-        ]
+    with frozen(network), torch.no_grad(), torch.autocast(split.labels.device.type, torch.bfloat16, enabled=autocast):
+        right = [(logits_of(network, images).argmax(1) == labels).sum().item() for images, labels in split.batches(256)]
     return sum(right) / len(split)
 
 
@@ -362,14 +358,7 @@ def _save(
         if state.get("momentum_buffer") is not None:
             tensors[f"momentum.{i}"] = state["momentum_buffer"]
     tensors |= dict(_random_state(device))
-    temporary = path.with_name(path.name + ".tmp")
-    metadata = {"request": request, "history": json.dumps([asdict(epoch) for epoch in history])}
-    save_file(
-        {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()},
-        temporary,
-        metadata,
-    )
-    os.replace(temporary, path)
+    save(path, tensors, {"request": request, "history": json.dumps([asdict(epoch) for epoch in history])})
 
 
 def _restore(

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-from brittle.report.audited import table as audit_table
-from brittle.report.contents import Report
-from brittle.report.gather import gather
+from brittle.report.claims_table import claims_table
+from brittle.report.load import gather
 from brittle.report.page import write
-from brittle.report.tables import claims_table, table
-from brittle.report.verdicts import verdict_sentences
+from brittle.report.sentences import verdict_sentences
+from brittle.report.summary import table
+from brittle.study.kinds.audit.view import table as audit_table
+from brittle.study.store.results import Report
 
 __all__ = ["Report", "audit_table", "claims_table", "gather", "table", "verdict_sentences", "write"]

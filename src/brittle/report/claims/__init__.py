@@ -26,7 +26,7 @@ from typing import Literal, TypedDict
 
 from brittle.errors import unknown
 from brittle.measures import Mean, Share
-from brittle.report.contents import Model, Report
+from brittle.study.store.results import Model, Report
 
 Verdict = Literal["holds", "contradicted", "undecided", "not judged"]
 LEAST_EPOCHS = 0.5  # of the paper's: networks that were trained for less do not judge it

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from brittle.measures import Share, mean_of_seeds
 from brittle.report.claims import Claim, Number, Rule, above, below, between, claim, far_from, near, seeds
-from brittle.report.contents import Report
 from brittle.study.kinds.masks import view as eta_curves
 from brittle.study.kinds.masks.cell import Masks
 from brittle.study.kinds.units import knockouts
 from brittle.study.kinds.units.cell import RANDOM, Units
 from brittle.study.kinds.units.profiles import tau
+from brittle.study.store.results import Report
 
 EPOCHS = {"yale-faces": 250, "cifar10": 28}  # sections IV-B, VII-A: 10,000 iterations are 28 epochs
 FACES = Share(2, 41)  # wrong test faces: the published 4.88 %

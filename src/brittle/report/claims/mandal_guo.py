@@ -17,7 +17,8 @@ from torch import Tensor
 from brittle import measures
 from brittle.measures import NEGLIGIBLE, Mean
 from brittle.report.claims import Claim, Number, above, below, between, both, claim, far_from, near, seeds
-from brittle.report.contents import Attack, Model, Report
+from brittle.study.kinds.attack.result import Attack
+from brittle.study.store.results import Model, Report
 
 EPOCHS = 50  # section IV
 MARGIN = {"mnist": 0.5, "cifar10": 1.0}  # points by which the accuracy may differ from the published one

@@ -15,7 +15,9 @@ from torch import Tensor
 from brittle import measures
 from brittle.measures import Share
 from brittle.report.claims import Both, Claim, Number, above, below, between, both, claim, far_from, near
-from brittle.report.contents import Found, Measured, Model, Report
+from brittle.study.kinds.attack.result import Found
+from brittle.study.kinds.measure.result import Measured
+from brittle.study.store.results import Model, Report
 
 T = 20.0  # the paper's only temperature
 EPOCHS = 50  # table 1

@@ -57,6 +57,20 @@ class Function:
     versions: Mapping[str, int] = field(default_factory=dict)
 
 
+def cell_of(
+    functions: Mapping[str, Function],
+    title: str,
+    function: str,
+    params: Mapping[str, Any],
+    parents: Mapping[str, Cell] | None = None,
+    **more: Any,
+) -> Cell:
+    """A cell with the version that its function has now among these; `more`: digest, place, environment of `Cell`."""
+    known = functions[function]
+    version = known.versions.get(params.get("function", ""), known.version)
+    return Cell(title, function, version, params, parents or {}, **more)
+
+
 class Counts:
     """The sizes that work is counted from.
 
@@ -74,7 +88,7 @@ class Counts:
         self.data, self._build = data, build
         self.classes, self.values = len(data.classes), math.prod(data.image_shape)
         self.pixels = math.prod(data.image_shape[1:])
-        some = data.test.images[:BATCH].flatten(2)
+        some = data.test[:BATCH].images.flatten(2)
         self.changes = sum((some != level).any(1).double().sum(1).mean().item() for level in LEVELS)
         self._forward: dict[str, float] = {}
         self._flip: dict[str, float] = {}
@@ -87,7 +101,7 @@ class Counts:
 
     def forward(self, maker: Cell) -> float:
         """Floating-point operations of an image's way through a network, those of layers; a multiply-add is two."""
-        return _once(self._forward, maker, lambda: operations(self._network(maker), self.data.test.images[:1]))
+        return _once(self._forward, maker, lambda: operations(self._network(maker), self.data.test[:1].images))
 
     def operations(self, maker: Cell, work: Work) -> float:
         """Operations of a network's work."""
@@ -96,13 +110,13 @@ class Counts:
 
     def outputs(self, maker: Cell) -> Mapping[str, tuple[int, ...]]:
         """The shape of what each layer of a network puts out for an image."""
-        return _once(self._outputs, maker, lambda: _outputs(self._network(maker), self.data.test.images[:1]))
+        return _once(self._outputs, maker, lambda: _outputs(self._network(maker), self.data.test[:1].images))
 
     def _network(self, maker: Cell) -> nn.Module:
         return self._build(maker, self.data)
 
     def _of_a_flip(self, maker: Cell) -> float:
-        model, image = self._network(maker), self.data.test.images[:1]
+        model, image = self._network(maker), self.data.test[:1].images
         clean = logits_in_batches(model, image)
         with FlopCounterMode(display=False) as counted:
             _, spent = flip_logits(model, image, clean)

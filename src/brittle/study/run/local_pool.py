@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -17,7 +16,7 @@ from pathlib import Path
 from brittle.errors import InputError
 from brittle.study.run.scheduler import TRIES
 from brittle.study.run.threads import available_cores
-from brittle.study.run.worker import CellProgress, Finished, Message, WorkerConfig
+from brittle.study.run.worker import CellProgress, Finished, Message, WorkerConfig, telling_steps, telling_warnings
 from brittle.study.store.cell import Cell
 
 WORKER = 600_000_000  # bytes of a process that computes cells, beside the data set
@@ -152,7 +151,6 @@ class _WorkerProcess:
 def _work(pipe: Connection, place: WorkerConfig) -> None:
     """What a process does until nobody listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; who began them decides
-    last = 0.0
 
     def tell(news: CellProgress | Message | Finished | None) -> None:
         try:
@@ -160,23 +158,12 @@ def _work(pipe: Connection, place: WorkerConfig) -> None:
         except OSError:
             sys.exit(1)
 
-    def warn(message: Warning | str, *_: object, **__: object) -> None:
-        tell(Message(str(message)))
-
-    warnings.simplefilter("default", UserWarning)
-    warnings.showwarning = warn
-    worker = place.open()
-    tell(None)  # it has started
-    while True:
-        try:
-            cell = pipe.recv()
-        except (EOFError, OSError):
-            return
-
-        def step(done: int, total: int, note: str = "", cell: Cell = cell) -> None:
-            nonlocal last
-            if done == 0 or time.monotonic() - last > _OFTEN:
-                last = time.monotonic()
-                tell(CellProgress(cell.key, done, total, note))
-
-        tell(worker.compute(cell, step))
+    with telling_warnings(tell):
+        worker = place.open()
+        tell(None)  # it has started
+        while True:
+            try:
+                cell = pipe.recv()
+            except (EOFError, OSError):
+                return
+            tell(worker.compute(cell, telling_steps(cell.key, tell, _OFTEN)))

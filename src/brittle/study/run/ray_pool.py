@@ -12,14 +12,21 @@ import os
 import secrets
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from brittle.errors import InputError, first_line
 from brittle.study.run.scheduler import TRIES
-from brittle.study.run.worker import CellProgress, Finished, Message, Worker, WorkerConfig
+from brittle.study.run.worker import (
+    CellProgress,
+    Finished,
+    Message,
+    Worker,
+    WorkerConfig,
+    telling_steps,
+    telling_warnings,
+)
 from brittle.study.store.cell import Cell
 
 _OFTEN = 0.5  # seconds between two steps that a cell tells of, and between looks at what was told
@@ -146,21 +153,8 @@ def _worker(place: WorkerConfig) -> Worker:
 
 def _do(place: WorkerConfig, cell: Cell, news: Any) -> Finished:
     """A cell, in a process of the cluster."""
-    last = -_OFTEN
-
-    def step(done: int, total: int, note: str = "") -> None:
-        nonlocal last
-        if time.monotonic() - last > _OFTEN:
-            last = time.monotonic()
-            news.put.remote(CellProgress(cell.key, done, total, note))
-
-    def warn(message: Warning | str, *_: object, **__: object) -> None:
-        news.put.remote(Message(str(message)))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = warn
-        return _worker(place).compute(cell, step)
+    with telling_warnings(news.put.remote):
+        return _worker(place).compute(cell, telling_steps(cell.key, news.put.remote, _OFTEN))
 
 
 def _connected(address: str | None, workers: int | None) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -44,6 +47,32 @@ class Message:
     """Something that the user should know."""
 
     sentence: str
+
+
+@contextmanager
+def telling_warnings(tell: Callable[[Message], None]) -> Iterator[None]:
+    """Warnings are told, in place of printed."""
+
+    def warn(message: Warning | str, *_: object, **__: object) -> None:
+        tell(Message(str(message)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = warn
+        yield
+
+
+def telling_steps(key: str, tell: Callable[[CellProgress], None], often: float) -> Progress:
+    """Tells of a cell's progress when it begins, and then at most once in `often` seconds."""
+    last = -math.inf
+
+    def step(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        if done == 0 or time.monotonic() - last > often:
+            last = time.monotonic()
+            tell(CellProgress(key, done, total, note))
+
+    return step
 
 
 @dataclass(frozen=True)
@@ -112,7 +141,7 @@ class Worker:
                 return Finished(cell.key, "missing_parent", parent.key)
             parents[role] = stored
         progress(0, 1)
-        context = Context(self.device, lambda: self.store.work(cell.key), self._data, progress)
+        context = Context(self.device, lambda: self.store.scratch(cell.key), self._data, progress)
         try:
             made = compute_and_store(cell, self.store, self.device, lambda: kinds.run(cell, parents, context))
         except FileNotFoundError:  # of a parent that somebody has removed since it was found
@@ -167,7 +196,7 @@ def compute_and_store(cell: Cell, store: Store, device: torch.device, work: Call
     started, clock = datetime.now(UTC), time.monotonic()
     outcome = work()
     record = {
-        **told(cell),
+        **request_record(cell),
         "scalars": dict(outcome.scalars),
         "provenance": provenance(device)
         | {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
@@ -175,7 +204,7 @@ def compute_and_store(cell: Cell, store: Store, device: torch.device, work: Call
     return store.put(cell.key, record, outcome.tensors)
 
 
-def told(cell: Cell) -> dict[str, Any]:
+def request_record(cell: Cell) -> dict[str, Any]:
     """What a record says of how its cell was asked for."""
     return {
         "title": cell.title,

@@ -124,7 +124,7 @@ class Cleaned:
 class Store:
     """A folder of finished cells that several processes may read and write at once.
 
-    Makes nothing on disk before the first write. Everything that writes (`put`, `discard`, `lock`, `work`,
+    Makes nothing on disk before the first write. Everything that writes (`put`, `discard`, `lock`, `scratch`,
     `remove_scratch`, `clean`, `write_study`) raises StoreError, one line with the folder and the system's reason, where
     it cannot; everything else works on a store that is read-only or not there. A key that is not 32 hexadecimal
     characters is an InputError everywhere.
@@ -246,7 +246,7 @@ class Store:
             del self._holders[key]
             self._release(key, lock)
 
-    def work(self, key: str) -> Path:
+    def scratch(self, key: str) -> Path:
         """The scratch folder of an unfinished cell, made if need be. Hold the cell's lock, or `clean` may take it."""
         _check_key(key)
         folder = self.root / "work" / key

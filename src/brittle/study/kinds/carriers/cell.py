@@ -67,16 +67,10 @@ class Carriers:
     def of(cls, name: str, stored: Stored, store: Store) -> Self:
         """As a finished cell has it, of a table of this name."""
         scalars = stored.scalars
-        return cls(
-            name=name,
-            eps=stored.record["params"]["eps"],
-            layers=dict(scalars["layers"]),
-            images=scalars["images"],
-            tried=scalars["tried"],
-            agreement=math.nan if scalars["agreement"] is None else float(scalars["agreement"]),
-            gone=tuple(scalars["gone"]),
-            right=stored.tensors("carriers")["right"],
-        )
+        agreement = math.nan if scalars["agreement"] is None else float(scalars["agreement"])
+        told = {each: scalars[each] for each in ("layers", "images", "tried")}
+        right, gone = stored.tensors("carriers")["right"], tuple(scalars["gone"])
+        return cls(name, stored.record["params"]["eps"], **told, agreement=agreement, gone=gone, right=right)
 
     def as_json(self) -> dict[str, Any]:
         """Curves: the share of clean and of adversarial images that are right after so many units."""
@@ -130,7 +124,8 @@ def carriers(
         Tensors 'carriers': 'carriers' and 'important' (U,), log10; 'right' (2 + D, 2, P), how many of the n images the
         model has right when so many units are gone, by ORDERS and then draws, and by SIDES.
     """
-    images, labels = (each[: params["images"]].to(device) for each in (data.test.images, data.test.labels))
+    test = data.test[: params["images"]].to(device)
+    images, labels = test.images, test.labels
     told = part(progress, 0, 3, 10)
     walked = pgd(
         model, images, labels, eps=params["eps"], loss="margin", keep="last", seed=params["seed"], progress=told

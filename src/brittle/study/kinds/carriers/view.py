@@ -10,13 +10,12 @@ import torch
 from matplotlib.figure import Figure
 
 from brittle.drawing.charts import COLOURS, INK, STYLE, WIDTH, banded, svg_of
-from brittle.drawing.image_grid import legible
+from brittle.drawing.text import legible, over_seeds
 from brittle.study.kinds.carriers.cell import Carriers
 from brittle.study.kinds.units.cell import RANDOM
-from brittle.study.kinds.units.view import mean_and_interval
 
 if TYPE_CHECKING:
-    from brittle.report.contents import Model, Report
+    from brittle.study.store.results import Model, Report
 
 COST = 0.05  # of the clean images that were right: what a defence may lose
 COLOUR = {"carriers": COLOURS[1], "important": COLOURS[0], RANDOM: INK}
@@ -46,11 +45,9 @@ def defence(report: Report) -> list[dict[str, Any]]:
     for label, seeds in tables(report).items():
         each = [one for _, one in seeds]
         line: dict[str, Any] = {"model": label, "eps": f"{each[0].eps:g}"}
-        line["fooled"] = mean_and_interval([100 * one.images / one.tried for one in each], 1)
-        line["alike"] = mean_and_interval([one.agreement for one in each], 2)
-        line |= {
-            kind: mean_and_interval([100 * one.restored(kind, COST) for one in each], 1) for kind in orders(report)
-        }
+        line["fooled"] = over_seeds([100 * one.images / one.tried for one in each], 1)
+        line["alike"] = over_seeds([one.agreement for one in each], 2)
+        line |= {kind: over_seeds([100 * one.restored(kind, COST) for one in each], 1) for kind in orders(report)}
         lines.append(line)
     return lines
 

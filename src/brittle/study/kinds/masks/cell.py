@@ -49,7 +49,7 @@ class Masks:
     etas: tuple[float, ...]
     reached: Tensor  # (len(WAYS), 2, K, E) images taken for the target; by CLIPPED
     total: Tensor  # (len(WAYS), K), of so many; 0 where nothing was transferred
-    sizes: Tensor  # (2, K) mean L2 and L-infinity of training images' masks at the best strength
+    sizes: Tensor  # (2, K) mean L2 and L-infinity of the change at the best strength, training images, unclipped
     learned: Tensor  # (K, C, H, W) one mask for all images, towards each target
     fooled: Tensor  # (2, K) training and test images that it takes there
     counted: Tensor  # (2, K), of so many
@@ -62,20 +62,8 @@ class Masks:
     def of(cls, name: str, stored: Stored, store: Store) -> Self:
         """As a finished cell has it, of a table of this name."""
         curves, learned, examples = (stored.tensors(each) for each in ("curves", "learned", "examples"))
-        return cls(
-            name=name,
-            etas=tuple(stored.record["params"]["etas"]),
-            reached=curves["reached"],
-            total=curves["total"],
-            sizes=curves["sizes"],
-            learned=learned["masks"],
-            fooled=learned["reached"],
-            counted=learned["total"],
-            images=examples["images"],
-            masks=examples["masks"],
-            labels=examples["labels"],
-            targets=examples["targets"],
-        )
+        shared = {"learned": learned["masks"], "fooled": learned["reached"], "counted": learned["total"]}
+        return cls(name=name, etas=tuple(stored.record["params"]["etas"]), **curves, **shared, **examples)
 
     def as_json(self) -> dict[str, Any]:
         """The share of images taken for the target by the masks' strength, the mean over the targets."""
@@ -122,14 +110,10 @@ def masks(
         progress: told targets.
 
     Returns:
-        Tensors 'curves': 'reached' (len(WAYS), 2, K, E), images that are taken for each target, by CLIPPED, and 'total'
-        (len(WAYS), K), of so many that are not of it; 0 where nothing was transferred. 'sizes' (2, K): mean L2 and
-        L-infinity of the change that a mask makes to a training image at the best eta, unclipped.
-        Tensors 'learned': 'masks' (K, C, H, W), one for all training images; 'reached' (2, K) of training and of test
-        images, and 'total' (2, K).
-        Tensors 'examples': 'images' and 'masks' (n, C, H, W), 'labels' and 'targets' (n,) of some training images.
+        No scalars; of the tensors that `Masks` has, 'reached', 'total' and 'sizes' as 'curves', 'learned', 'fooled' and
+        'counted' as the 'masks', 'reached' and 'total' of 'learned', and the others as 'examples'.
     """
-    train, test = data.train.images[: params["images"]].to(device), data.test.images[: params["images"]].to(device)
+    train, test = data.train[: params["images"]].images.to(device), data.test[: params["images"]].images.to(device)
     labels, tests = data.train.labels[: params["images"]].to(device), data.test.labels[: params["images"]].to(device)
     lenders = data.train.images[nearest(test, data.train.images.to(device)).cpu()].to(device)
     etas, classes, of = params["etas"], len(data.classes), params["of"]

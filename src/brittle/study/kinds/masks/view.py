@@ -13,11 +13,12 @@ from torch import Tensor
 
 from brittle.attacks.masks import ETA_SCALE
 from brittle.drawing.charts import COLOURS, INK, STYLE, WIDTH, banded, svg_of
-from brittle.drawing.image_grid import data_uri, escaped, legible, picture, text
+from brittle.drawing.image_grid import Line, Tile, grid, picture
+from brittle.drawing.text import legible
 from brittle.study.kinds.masks.cell import WAYS, Masks
 
 if TYPE_CHECKING:
-    from brittle.report.contents import Model, Report
+    from brittle.study.store.results import Model, Report
 
 _TITLES = {
     "trained": "training images",
@@ -26,7 +27,6 @@ _TITLES = {
     "transferred": "on the other model",
 }
 COLOUR = {"as published, unclipped": COLOURS[1], "kept in [0, 1]": COLOURS[0]}
-_TILE, _GAP, _TOP, _FOOT = 110, 14, 20, 24  # px
 
 
 def tables(report: Report) -> list[tuple[Model, Masks]]:
@@ -101,29 +101,21 @@ def examples(report: Report) -> str:
         return ""
     _, masks = seeds[0]
     heads = ("image", "its mask", "together", "shared mask", "together")
-    width, high = len(heads) * (_TILE + _GAP), _TILE + _FOOT
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="grid" viewBox="0 0 {width} '
-        f'{_TOP + len(masks.images) * high}" aria-label="Images, their masks and both together" '
-        f'style="max-width: {round(1.2 * width)}px">',
-        *(text(place * (_TILE + _GAP), 13, head, "quiet") for place, head in enumerate(heads)),
-    ]
-    for line, image in enumerate(masks.images):
-        target = int(masks.targets[line])
+    lines = []
+    for place, image in enumerate(masks.images):
+        target = int(masks.targets[place])
         eta = masks.etas[int(masks.best()[target])]
-        change, shared = masks.masks[line] * (eta / ETA_SCALE), masks.learned[target]
-        names = [legible(report.class_name(int(one)), 12) for one in (masks.labels[line], target)]
-        below = (names[0], f"towards {names[1]}", f"η = {eta:g}", f"towards {names[1]}", "")
-        tiles = (image, 0.5 + change, image + change, 0.5 + shared, image + shared)
-        for place, (tile, note) in enumerate(zip(tiles, below, strict=True)):
-            left, top = place * (_TILE + _GAP), _TOP + line * high
-            uri = data_uri(picture(tile.clamp(0, 1)))
-            parts.append(
-                f'<g><title>{escaped(f"{heads[place]}: {note}")}</title><image x="{left}" y="{top}" width="{_TILE}" '
-                f'height="{_TILE}" preserveAspectRatio="none" style="image-rendering: pixelated" href="{uri}"/>'
-                f"{text(left, top + _TILE + 14, note, 'quiet')}</g>"
-            )
-    return "".join([*parts, "</svg>"])
+        change, shared = masks.masks[place] * (eta / ETA_SCALE), masks.learned[target]
+        name, towards = (legible(report.class_name(int(one)), 12) for one in (masks.labels[place], target))
+        below = (name, f"towards {towards}", f"η = {eta:g}", f"towards {towards}", "")
+        images = (image, 0.5 + change, image + change, 0.5 + shared, image + shared)
+        tiles = [
+            Tile(picture(one.clamp(0, 1)), (note,), spoken=f"{head}: {note}", frame="")
+            for one, note, head in zip(images, below, heads, strict=True)
+        ]
+        lines.append(Line(tiles))
+    tops = [(place, 0, head, "quiet") for place, head in enumerate(heads)]
+    return grid("Images, their masks and both together", lines, heads=tops, tile=110, gap=14, foot=24, fit=(0, 1.2))
 
 
 def section(report: Report) -> dict[str, Any]:

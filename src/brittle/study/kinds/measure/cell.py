@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,14 +11,16 @@ from typing import get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from brittle import measures
 from brittle.attacks.result import logits_in_batches
+from brittle.models.checkpoint import save
 from brittle.models.softmax import Arithmetic, loss_gradient, loss_gradient_float32
 from brittle.progress import part
 from brittle.study.kinds.network.cell import loaded
+from brittle.study.kinds.plan import Point
 from brittle.study.kinds.rows.cell import first_of_each_class
 from brittle.study.kinds.work import Counts, Function, Needs, Work
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
@@ -86,10 +87,14 @@ def _kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:
     with suppress(OSError, SafetensorError):
         return load_file(path)["values"]
     values = compute()
-    temporary = path.with_suffix(".tmp")
-    save_file({"values": values}, temporary)
-    os.replace(temporary, path)
+    save(path, {"values": values})
     return values
+
+
+def planned(point: Point) -> Cell:
+    """The cell that measures a network."""
+    title, params = f"measure {point.title}", {"temperature": point.temperature}
+    return point.base.cell(FUNCTIONS, title, "measure", params, {"model": point.network, "rows": point.rows})
 
 
 def cost(cell: Cell, counts: Counts) -> Needs:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import nn
 
 from brittle.data import Data
@@ -27,13 +23,42 @@ from brittle.models.networks import build, channels_last
 from brittle.study import lookup
 from brittle.study.kinds.work import Counts, Function, Needs, Work
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
-from brittle.study.store.store import Stored
+from brittle.study.store.results import Reader
+from brittle.study.store.store import Stored, printable
 
 GENERATIONS = 50  # networks in a row that learn from each other, at most: a cell is pickled with all that it needs
-
-
 NETWORKS = ("train", "adopt")  # functions of cells that hold a network
 OPENED = "opened"  # parameter of an `adopt` cell whose model stays where it lies: how it is opened
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a model was trained, and how that went."""
+
+    params: Mapping[str, Any]
+    dtype: str
+    loss: tuple[float, ...]  # an entry an epoch
+    validation_accuracy: tuple[float, ...]  # NaN where there was nothing to validate on
+
+    @property
+    def network(self) -> str:
+        """The import path of the network."""
+        return printable(self.params.get("network", ""))
+
+
+def read(reader: Reader, key: str, model: str) -> Trained | None:
+    """How the network of this cell was trained; None if it is not done."""
+
+    def take(stored: Stored) -> Trained:
+        history = (stored.scalars.get(name, ()) for name in ("loss", "validation_accuracy"))
+        loss, accuracy = (tuple(math.nan if x is None else float(x) for x in values) for values in history)
+        dtype = str(stored.record.get("environment", {}).get("dtype", ""))
+        return Trained(stored.record["params"], dtype, loss, accuracy)
+
+    trained = reader.read(f"train {model}", key, take)
+    if trained is not None:
+        reader.parents(key)
+    return trained
 
 
 def train(cell: Cell, parents: Parents, context: Context) -> Outcome:
@@ -59,7 +84,7 @@ def train(cell: Cell, parents: Parents, context: Context) -> Outcome:
         {
             "network_options": options,
             "loss": [epoch.loss for epoch in fitted.history],
-            "validation_accuracy": [_number(epoch.accuracy) for epoch in fitted.history],
+            "validation_accuracy": [x if math.isfinite(x := epoch.accuracy) else None for epoch in fitted.history],
         },
         {"weights": fitted.model.state_dict()},
     )
@@ -72,29 +97,6 @@ def _built(network: str, options: Mapping[str, Any], seed: int = 0) -> nn.Module
         if not isinstance(made, nn.Module):
             raise InputError(f"network {network} must build an nn.Module, got a {type(made).__name__}")
         return made
-
-
-def adopted(path: Path, network: str, options: Mapping[str, Any], data: Data) -> Cell:
-    """The cell of weights that were trained elsewhere, from a safetensors file; the user typed the network's path.
-
-    Raises:
-        InputError: if the file cannot be read.
-    """
-    make = lookup.network(network, trust=True)
-    lookup.check_options("network", network, make, options)
-    params = {
-        "network": network,
-        "network_options": fitted_options(make, options, data),
-        "sha256": hashlib.sha256(_content(path)).hexdigest(),
-    }
-    return Cell(f"adopt {path.name}", "adopt", FUNCTIONS["adopt"].version, params, place=str(path))
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"weights {path} cannot be read: {error.strerror}") from error
 
 
 def opened_params(
@@ -159,18 +161,8 @@ def check_trusted(params: Mapping[str, Any], trust: bool) -> None:
 
 
 def adopt(cell: Cell, _parents: Parents, _context: Context) -> Outcome:
-    """Weights from a file are put into a network."""
-    network, options = cell.params["network"], cell.params["network_options"]
-    content = _content(Path(cell.place))
-    if hashlib.sha256(content).hexdigest() != cell.params["sha256"]:
-        raise InputError(f"weights {cell.place} have changed since they were first read; run the command again")
-    built = _built(network, options)
-    try:
-        state = load(content)
-    except SafetensorError as error:
-        raise InputError(f"weights {cell.place} cannot be read: {users_code.reason(error)}") from error
-    fill(built, state, f"{cell.place} does not fit {network}")
-    return Outcome({"network_options": options}, {"weights": built.state_dict()})
+    """The command that is given a network from outside stores it; from its cell alone it cannot be made again."""
+    raise InputError(f"{cell.title}: the network is not in the store any more: run the command that it was given to")
 
 
 def untrained(cell: Cell, data: Data) -> nn.Module:
@@ -206,11 +198,6 @@ def label(cell: Cell, parents: Parents, context: Context) -> Outcome:
     model = loaded("teacher", cell, parents, context)
     labels = soft_labels(model, data.train.images, cell.params["temperature"], progress=context.progress)
     return Outcome({}, {"tensors": {"labels": labels}})
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
 
 
 def training_cost(cell: Cell, counts: Counts) -> Needs:

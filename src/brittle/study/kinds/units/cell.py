@@ -65,7 +65,7 @@ class Table(ModelTable):
 
 def layers_of(model: Cell, data: Data) -> list[str]:
     """Those worth asking about, of a model for which none are named."""
-    return telling_layers(untrained(model, data), data.train.images[:1])
+    return telling_layers(untrained(model, data), data.train[:1].images)
 
 
 def _classes(names: Sequence[str] | None, data: Data) -> list[int]:
@@ -108,16 +108,10 @@ class Units:
             layers=dict(stored.scalars["layers"]),
             output=params["of"],
             classes=tuple(params["classes"]),
-            profile=units["profile"],
-            each=units["each"],
-            labels=units["labels"],
-            held_out=units["held_out"],
-            agreement=units["agreement"],
             gone=tuple(stored.scalars["gone"]),
-            wrong=knockout["wrong"],
-            total=knockout["total"],
-            moves=knockout["moves"],
             maps=stored.tensors("maps"),
+            **{each: units[each] for each in ("profile", "each", "labels", "held_out", "agreement")},
+            **{each: knockout[each] for each in ("wrong", "total", "moves")},
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -176,16 +170,11 @@ def units(
         progress: told in three parts: gradients, each image's gradients, knockouts.
 
     Returns:
-        Scalars: 'layers', the number of units of each; 'gone' (P,), after how many units curves have a point.
-        Tensors 'units', of N images, U units: 'profile' (K, U), log10 of the norm of a class's gradient; 'activity'
-        (U,); 'each' (N, U), log10 of the norm of an image's gradient of its own class; 'labels' and 'held_out' (N,);
-        'agreement' (K, K), the mean of Kendall's tau between the rankings of two images, of a class and another.
+        Scalars 'layers' and 'gone', and tensors, as `Units` has them: 'wrong', 'total' and 'moves' as 'knockout', the
+        others as 'units', with 'activity' (U,).
         Tensors 'maps', of the first SEEN held-out images of each class and its MAPS strongest feature maps: 'places'
         (R, MAPS), which units, -1 where there are no more; 'rows' (R, SEEN), of the test split, -1 likewise; 'outputs'
         (R, SEEN, MAPS, H, W), with NaN beside maps that are smaller than the largest.
-        Tensors 'knockout': 'wrong' (R, 3 + D, 4, P), how many images are wrong after so many units have gone,
-        by KINDS and then draws, and by SCOPES; 'total' (R, 4); 'moves' (R, P, K, K), of the strongest, how many
-        images of each class are taken for each class.
     """
     images, labels, held_out = (each.to(device) for each in _looked_at(data, params["images"]))
     layers, of = params["layers"], params["of"]
@@ -217,7 +206,7 @@ def units(
 def _looked_at(data: Data, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels and which are held out, those last, in the order of the test split."""
     splits = [data.train, data.validation, data.test]
-    images = torch.cat([split.images[:most] for split in splits])
+    images = torch.cat([split[:most].images for split in splits])
     labels = torch.cat([split.labels[:most] for split in splits])
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[len(labels) - min(most, len(data.test)) :] = True

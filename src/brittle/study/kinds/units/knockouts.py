@@ -14,13 +14,13 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from brittle.drawing.charts import COLOURS, INK, STYLE, WIDTH, banded, svg_of
-from brittle.drawing.image_grid import legible
+from brittle.drawing.text import legible
 from brittle.study.kinds.units.cell import RANDOM, Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from brittle.report.contents import Model, Report
+    from brittle.study.store.results import Model, Report
 
 COLOUR = {"strongest": COLOURS[1], "weakest": COLOURS[0], RANDOM: INK, "least active": COLOURS[2]}
 _DASHES = {RANDOM: (0, (3.2, 1.8)), "least active": (0, (1, 1.2))}

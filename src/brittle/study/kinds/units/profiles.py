@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -13,20 +13,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from brittle.drawing.charts import STYLE, WIDTH, svg_of
-from brittle.drawing.image_grid import data_uri, diverging, escaped, legible, picture, text
-from brittle.measures import Mean, mean_of_seeds
+from brittle.drawing.image_grid import Line, Tile, diverging, grid, picture
+from brittle.drawing.text import escaped, legible, over_seeds
 from brittle.study.kinds.units.cell import Units
 from brittle.study.kinds.units.knockouts import tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from brittle.report.contents import Report
+    from brittle.study.store.results import Report
 
 RANKED = 8  # strongest and weakest units of a class in the table, as in Lo and Ding, table III
 _IMAGES = 3  # of each class in the diagrams, as in their table II
-_TILE, _GAP, _LEFT, _FOOT = 84, 14, 96, 26  # px
-_CLEAN = 56  # px of an image beside its network
 _STEP, _RADIUS = 10, 3.9  # px of a circle: four networks of 16 units a line are as wide as the page
 _SHADES = ((38, 255), (42, 236), (50, 170))  # red, green and blue of the weakest and of the strongest unit
 MOST, LARGEST = 16, 512  # units on a line of a diagram, and of a layer that it has room for
@@ -46,28 +44,16 @@ def tau(units: Units) -> tuple[float, float]:
     return float(units.agreement[same].nanmean()), float(units.agreement[~same].nanmean())
 
 
-def agreement(units: Sequence[Units]) -> tuple[Mean, Mean, Mean]:
-    """Over seeds: tau within a class, between two, and the difference."""
-    within, between = zip(*map(tau, units), strict=True)
-    gaps = [one - other for one, other in zip(within, between, strict=True)]
-    return mean_of_seeds(within), mean_of_seeds(between), mean_of_seeds(gaps)
-
-
 def sentence(report: Report) -> str:
     """How alike units are ranked for images of one class and of two; empty if no units are done."""
     seeds = next(iter(tables(report).values()), [])
     if not seeds:
         return ""
-    within, between, _ = agreement([units for _, units in seeds])
+    within, between = (over_seeds(values, 2) for values in zip(*(tau(units) for _, units in seeds), strict=True))
     return (
-        f"Kendall’s τ between the rankings of two images is {_spread(within)} where they are of one class and "
-        f"{_spread(between)} where they are not."
+        f"Kendall’s τ between the rankings of two images is {within} where they are of one class and {between} where "
+        "they are not."
     )
-
-
-def _spread(mean: Mean) -> str:
-    low, high = mean.interval
-    return f"{mean.value:.2f}" + (f" ({low:.2f} to {high:.2f} over seeds)" if mean.rows > 1 else "")
 
 
 # Figures ------------------------------------------------------------------------------------------------------------
@@ -116,60 +102,54 @@ def networks(report: Report) -> str:
     seeds = next(iter(tables(report).values()), [])
     if not seeds or report.images is None or max(seeds[0][1].layers.values()) > LARGEST:
         return ""
-    units = seeds[0][1]
+    units, held = seeds[0][1], int((~seeds[0][1].held_out).sum())
+    names = {one: legible(report.class_name(one), 13) for one in units.classes}
+    lines = []
+    for one, name in names.items():
+        tiles = []
+        for row in _shown(report, units, one):
+            tiles += [Tile(picture(report.images[row]), frame=""), _circles(units, units.each[held + row])]
+        nothing = [Tile(None, frame="")] * (2 * _IMAGES - len(tiles))
+        lines.append(Line([*tiles, *nothing, _circles(units, units.profile[one])], name))
     across = min(MOST, max(units.layers.values())) * _STEP + 6
-    names = 8 + round(6.2 * max(len(legible(report.class_name(one), 13)) for one in units.classes))
-    step = _CLEAN + 6 + across + _GAP
-    high = max(_CLEAN, sum(map(_lines, units.layers.values())) * _STEP + 6)
-    width = names + _IMAGES * step + across
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="grid" viewBox="0 0 {width} '
-        f'{20 + len(units.classes) * (high + _FOOT)}" aria-label="Images, and the network with brighter circles for '
-        f'units of stronger gradients" style="min-width: {round(0.7 * width)}px; max-width: {round(1.1 * width)}px">',
-        text(names + _IMAGES * step, 13, "class gradient", "quiet"),
-    ]
-    for place, one in enumerate(units.classes):
-        top = 20 + place * (high + _FOOT)
-        parts.append(text(0, top + high // 2, legible(report.class_name(one), 13), "strong"))
-        for number, row in enumerate(_shown(report, units, one)):
-            left = names + number * step
-            parts.append(
-                f'<image x="{left}" y="{top}" width="{_CLEAN}" height="{_CLEAN}" '
-                f'href="{data_uri(picture(report.images[row]))}"/>'
-            )
-            held = int((~units.held_out).sum())
-            parts.append(_circles(units, units.each[held + row], left + _CLEAN + 6, top, across))
-        parts.append(_circles(units, units.profile[one], names + _IMAGES * step, top, across))
-    return "".join([*parts, "</svg>"])
+    return grid(
+        "Images, and the network with brighter circles for units of stronger gradients",
+        lines,
+        heads=[(2 * _IMAGES, 0, "class gradient", "quiet")],
+        widths=[*[56, across] * _IMAGES, across],
+        gaps=[*[6, 14] * _IMAGES, 0],
+        left=8 + round(6.2 * max(map(len, names.values()))),
+        foot=26,
+        fit=(0.7, 1.1),
+    )
 
 
 def _shown(report: Report, units: Units, one: int) -> list[int]:
-    """The first rows of the report that are of a class and were looked at."""
+    """The first images of the report that are of a class and were looked at."""
     assert report.labels is not None
     rows = (report.labels[: int(units.held_out.sum())] == one).nonzero().flatten()
     return rows[:_IMAGES].tolist()
 
 
-def _circles(units: Units, log10: Tensor, left: int, top: int, across: int) -> str:
+def _circles(units: Units, log10: Tensor) -> Tile:
     """Rows of circles for each layer, on a dark ground; of a layer of many units several."""
-    brightness = relative(log10)
+    brightness, across = relative(log10), min(MOST, max(units.layers.values())) * _STEP + 6
     high = sum(map(_lines, units.layers.values())) * _STEP + 6
-    parts = [f'<rect x="{left}" y="{top}" width="{across}" height="{high}" rx="4" fill="#14161a"/>']
+    parts = [f'<rect width="{across}" height="{high}" rx="4" fill="#14161a"/>']
     place = first = 0
     for layer, count in units.layers.items():
-        begin = left + (across - min(MOST, count) * _STEP) / 2 + _STEP / 2
+        begin = (across - min(MOST, count) * _STEP) / 2 + _STEP / 2
         for number in range(count):
             value = float(brightness[place]) ** 2  # most lie above a third: told apart better
             shade = "".join(f"{round(low + (high - low) * value):02x}" for low, high in _SHADES)
-            spoken = escaped(f"{layer} {number + 1}: {10 ** float(log10[place]):.3g}")
             parts.append(
                 f'<circle cx="{begin + number % MOST * _STEP:g}" '
-                f'cy="{top + 3 + _STEP / 2 + (first + number // MOST) * _STEP:g}" r="{_RADIUS}" '
-                f'fill="#{shade}"><title>{spoken}</title></circle>'
+                f'cy="{3 + _STEP / 2 + (first + number // MOST) * _STEP:g}" r="{_RADIUS}" fill="#{shade}">'
+                f"<title>{escaped(f'{layer} {number + 1}: {10 ** float(log10[place]):.3g}')}</title></circle>"
             )
             place += 1
         first += _lines(count)
-    return "".join(parts)
+    return Tile(None, frame="", drawn="".join(parts), high=high)
 
 
 def _lines(count: int) -> int:
@@ -187,47 +167,30 @@ def maps(report: Report, which: slice = slice(None)) -> str:
     if not seeds or report.images is None or not (seeds[0][1].maps["places"] >= 0).any():
         return ""
     units = seeds[0][1]
-    lines = [
-        (place, row, number)
-        for place in range(len(units.classes))[which]
-        for number, row in enumerate(units.maps["rows"][place].tolist())
-        if 0 <= row < report.rows
-    ]
-    if not lines:
-        return ""
-    step, head = _TILE + _GAP // 2, 20
-    blocks = len({place for place, *_ in lines})
-    width = _LEFT + step * (1 + units.maps["places"].shape[1])
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="grid" viewBox="0 0 {width} '
-        f'{blocks * head + len(lines) * step}" aria-label="Images, and what the strongest feature maps of their class '
-        f'put out" style="min-width: {round(0.8 * width)}px">'
-    ]
-    top, last = 0, -1
-    for place, row, number in lines:
+    lines = []
+    for place in range(len(units.classes))[which]:
         chosen = [each for each in units.maps["places"][place].tolist() if each >= 0]
-        if place != last:
-            parts.append(text(0, top + 13, legible(report.class_name(units.classes[place]), 13), "strong"))
-            named = [units.unit(each) for each in chosen]
-            parts += [
-                text(_LEFT + step * (1 + i), top + 13, legible(f"{layer} {unit + 1}", 13), "quiet")
-                for i, (layer, unit) in enumerate(named)
-            ]
-            top, last = top + head, place
-        shown = [picture(report.images[row])]
-        for rank in range(len(chosen)):
-            values = units.maps["outputs"][place, :, rank]
-            largest = values.abs().nan_to_num().amax().clamp(min=1e-30)
-            whole = values[number][: int((~values[number].isnan()).any(1).sum()), :]
-            whole = whole[:, : int((~whole.isnan()).any(0).sum())]
-            shown.append(diverging((whole / largest).numpy()))
-        parts += [
-            f'<image x="{_LEFT + step * i}" y="{top}" width="{_TILE}" height="{_TILE}" preserveAspectRatio="none" '
-            f'style="image-rendering: pixelated" href="{data_uri(image)}"/>'
-            for i, image in enumerate(shown)
-        ]
-        top += step
-    return "".join([*parts, "</svg>"])
+        named = [f"{layer} {unit + 1}" for layer, unit in map(units.unit, chosen)]
+        heads = [legible(one, 13) for one in (report.class_name(units.classes[place]), *named)]
+        for number, row in enumerate(units.maps["rows"][place].tolist()):
+            if 0 <= row < report.rows:
+                shown = [picture(report.images[row]), *_maps(units.maps["outputs"][place, :, : len(chosen)], number)]
+                lines.append(Line([Tile(image, frame="") for image in shown], heads=heads))
+                heads = []
+    words = "Images, and what the strongest feature maps of their class put out"
+    columns = 1 + units.maps["places"].shape[1]
+    widths = [84] * columns
+    return grid(words, lines, widths=widths, gaps=[12, *[7] * (columns - 1)], foot=7, fit=(0.8, 1.22)) if lines else ""
+
+
+def _maps(outputs: Tensor, number: int) -> Iterator[np.ndarray]:
+    """The maps of one image of several, (images, maps, H, W) with NaN beside smaller ones, to the scale of all."""
+    for rank in range(outputs.shape[1]):
+        values = outputs[:, rank]
+        largest = values.abs().nan_to_num().amax().clamp(min=1e-30)
+        known = ~values[number].isnan()
+        whole = values[number][: int(known.any(1).sum()), : int(known.any(0).sum())]
+        yield diverging((whole / largest).numpy())
 
 
 # Tables -------------------------------------------------------------------------------------------------------------

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from brittle.measures import mean_of_seeds
+from brittle.drawing.text import over_seeds
 from brittle.models.softmax import SignedLog
 from brittle.study.kinds.units import knockouts, profiles
 from brittle.study.kinds.units.cell import Units
 from brittle.units import rank_agreement
 
 if TYPE_CHECKING:
-    from brittle.report.contents import Report
+    from brittle.study.store.results import Report
 
 
 def section(report: Report) -> dict[str, Any]:
@@ -71,17 +70,8 @@ def spread(report: Report) -> list[dict[str, Any]]:
             if model.seed in first and first[model.seed] is not units and first[model.seed].layers == units.layers
         ]
         line: dict[str, Any] = {"model": label, "units": seeds[0][1].profile.shape[1]}
-        line["effective"] = mean_and_interval([effective(units) for _, units in seeds], 1)
-        line["alike"] = mean_and_interval(alike, 2) if alike else "–"
-        line |= {
-            kind: mean_and_interval([units.needed(kind) for _, units in seeds], 1) for kind in ("strongest", "weakest")
-        }
+        line["effective"] = over_seeds([effective(units) for _, units in seeds], 1)
+        line["alike"] = over_seeds(alike, 2) if alike else "–"
+        line |= {kind: over_seeds([units.needed(kind) for _, units in seeds], 1) for kind in ("strongest", "weakest")}
         lines.append(line)
     return lines
-
-
-def mean_and_interval(values: Sequence[float], digits: int) -> str:
-    """'7.3 (6.9 to 7.8)': the mean over seeds and its 95 % interval, where there are several."""
-    mean = mean_of_seeds(values)
-    low, high = mean.interval
-    return f"{mean.value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if len(values) > 1 else "")

@@ -12,9 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from brittle.drawing.image_grid import data_uri, legible, picture
-from brittle.report.contents import BOTH, Attack, Found, Report
-from brittle.report.pictures import shown_attack, shown_models
+from brittle.drawing.image_grid import data_uri, picture
+from brittle.drawing.text import legible
+from brittle.study.kinds.attack.pictures import shown_attack
+from brittle.study.kinds.attack.result import Attack, Found
+from brittle.study.kinds.lines import shown_models
+from brittle.study.store.results import Report
 
 IMAGES = 10  # of each model: one a class where there are no more classes
 _DIGITS = 5  # significant digits of a logit
@@ -62,7 +65,7 @@ def contents(report: Report) -> dict[str, Any] | None:
 
 def script() -> str:
     """The stepper's script, as it must stand in the page for its digest to fit."""
-    return (files("brittle.report") / "stepper.js").read_text(encoding="utf-8")
+    return (files("brittle.study.kinds.attack") / "stepper.js").read_text(encoding="utf-8")
 
 
 def digest(script: str) -> str:
@@ -75,8 +78,7 @@ def digest(script: str) -> str:
 
 def _stepped(attack: Attack) -> dict[str, Found]:
     """By arithmetic, what has steps to show; float32 first."""
-    names = [name for name in BOTH if name in attack.found] or list(attack.found)
-    return {name: attack.found[name] for name in names if _begun(attack, attack.found[name])}
+    return {name: attack.found[name] for name in attack.arithmetics if _begun(attack, attack.found[name])}
 
 
 def _begun(attack: Attack, found: Found) -> list[int]:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from brittle.measures import Share
-from brittle.report.contents import Attack, Model, Report, remembered
+from brittle.study.store.results import Model, Report, remembered
 
+if TYPE_CHECKING:
+    from brittle.study.kinds.attack.result import Attack
+
+MODELS = 4  # side by side on a page
 ROWS = 12  # of the first tables: where there are more models, seeds are taken together
 
 
@@ -127,3 +132,22 @@ def groups(report: Report) -> list[Group]:
 def pooled(shares: Sequence[Share]) -> Share | None:
     """All rows together; None of no shares."""
     return Share(sum(one.count for one in shares), sum(one.total for one in shares)) if shares else None
+
+
+# Models that are shown ----------------------------------------------------------------------------------------------
+
+
+def shown_models(report: Report) -> list[Model]:
+    """The first models of the first seed; of more, in chains, the plain one and the hottest of some generations."""
+    if not report.models:
+        return []
+    models = [model for model in report.models if model.seed == report.models[0].seed]
+    generations = chains(report)
+    if len(models) <= MODELS or not generations:
+        return models[:MODELS]
+    hottest = [
+        max((model for model in line.models if model in models), key=lambda model: model.temperature)
+        for line in (*generations[: MODELS - 2], generations[-1])
+        if any(model in models for model in line.models)
+    ]
+    return [model for model in models if model.label == plain(report) or model in hottest][:MODELS]

@@ -1,4 +1,4 @@
-"""How large the smallest perturbations are that attacks find: in words, and over several seeds."""
+"""What attacks minimise or are bound by, and how large the smallest perturbations are over several seeds."""
 
 from __future__ import annotations
 
@@ -11,30 +11,11 @@ import torch
 
 from brittle.attacks.result import Bound
 from brittle.measures import Mean
-from brittle.report.contents import Attack, Model, Report
+from brittle.study.kinds.attack.result import Attack
+from brittle.study.store.results import Model, Report
 
 NORMS: dict[float | None, str] = {0.0: "pixels", 1.0: "L1", 2.0: "L2", math.inf: "L∞", None: "–"}
 _RESAMPLES = 2000
-
-
-def written(value: float, like: float | None = None) -> str:
-    """'1.17', '0.0052', '117': three digits of the largest number that stands beside it."""
-    if not math.isfinite(value):
-        return "–"
-    size = abs(value if like is None or not math.isfinite(like) else like)
-    digits = max(0, 2 - math.floor(math.log10(size))) if size else 0
-    return f"{value:,.{min(digits, 8)}f}".replace(",", " ")
-
-
-def bounds(mean: Mean) -> tuple[str, str]:
-    """Both ends of its interval, in as many digits as the mean."""
-    low, high = mean.interval
-    return written(low, mean.value), written(high, mean.value)
-
-
-def phrase(mean: Mean) -> str:
-    """'1.17 (1.10 to 1.24)'."""
-    return f"{written(mean.value)} ({' to '.join(bounds(mean))})"
 
 
 def limit(bound: Bound) -> str:
@@ -64,7 +45,7 @@ def shown_first(report: Report) -> tuple[str, ...]:
 def of(models: Sequence[Model], label: str) -> list[tuple[Attack, str]]:
     """Of each model the attack of this label, and its last arithmetic, the exact one if there is a choice."""
     attacks = [attack for model in models for attack in model.attacks if attack.label == label and attack.found]
-    return [(attack, "exact" if "exact" in attack.found else list(attack.found)[-1]) for attack in attacks]
+    return [(attack, attack.last) for attack in attacks]
 
 
 def together(found: Sequence[tuple[Attack, str]]) -> Mean:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from brittle.models.softmax import SignedLog
-from brittle.report.contents import BOTH, Model, Report, remembered
-from brittle.report.pictures import largest_of, mean_of
+from brittle.study.kinds.attack.result import BOTH
+from brittle.study.store.results import Model, Report, remembered
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,30 @@ class Sample:
     model: Model
     mean: Mapping[str, tuple[int, float]]  # of dCE/dx over the image, by arithmetic
     largest: Mapping[str, tuple[int, float]]
-    pixels: Mapping[tuple[str, str], int | None]  # by attack and arithmetic: how many were set; None: it withstood
+    pixels: Mapping[tuple[str, str], int | None]  # by attack and arithmetic: how many were set; None: not fooled
+
+    def set_by(self, attack: str) -> str:
+        """'12 → –': how many pixels an attack set, by arithmetic."""
+        counts = [self.pixels[attack, name] for name in BOTH if (attack, name) in self.pixels]
+        return " → ".join("–" if count is None else str(count) for count in counts) or "·"
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers as their sign and log10."""
+        numbers = {"mean": self.mean, "largest": self.largest}
+        return {
+            "row": self.row,
+            "label": self.label,
+            "model": self.model.label,
+            "seed": self.model.seed,
+            **{
+                f"{name}_{what}": {"sign": sign, "log10": log10}
+                for name, values in numbers.items()
+                for what, (sign, log10) in values.items()
+            },
+            "pixels": [
+                {"attack": attack, "arithmetic": name, "pixels": count} for (attack, name), count in self.pixels.items()
+            ],
+        }
 
 
 @remembered
@@ -61,3 +87,18 @@ def _pixels(model: Model, row: int) -> dict[tuple[str, str], int | None]:
                 count = int((one.packed["pixels"][places[0]] >= 0).sum())
                 counts[attack.label, arithmetic] = count if fooled else None
     return counts
+
+
+def mean_of(values: SignedLog) -> tuple[int, float]:
+    """Sign and log10 of the mean, without underflow."""
+    flat = SignedLog(values.sign.flatten(), values.log10.flatten())
+    total = flat.sum(0)
+    return int(total.sign), float(total.log10) - float(np.log10(flat.sign.numel()))
+
+
+def largest_of(values: SignedLog) -> tuple[int, float]:
+    """Sign and log10 of the largest number, as numpy's max would find it if it could."""
+    sign, log10 = values.sign.flatten(), values.log10.flatten()
+    if (sign > 0).any():
+        return 1, float(log10[sign > 0].max())
+    return (0, -np.inf) if (sign == 0).any() else (-1, float(log10.min()))

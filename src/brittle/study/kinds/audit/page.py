@@ -123,16 +123,10 @@ def _interval(share: Record) -> str:
 
 def _shown(share: Record | None) -> dict[str, Any]:
     if not share:
-        return {"value": None, "interval": "", "bar": 0, "low": 0, "high": 0, "count": ""}
-    low, high = share["interval"]
-    return {
-        "value": percent(share),
-        "interval": _interval(share),
-        "count": f"{share['count']} of {share['total']} images",
-        "bar": round(100 * share["value"], 2),
-        "low": round(100 * low, 2),
-        "high": round(100 * high, 2),
-    }
+        return {"value": None}
+    bar, low, high = (round(100 * end, 2) for end in (share["value"], *share["interval"]))
+    count = f"{share['count']} of {share['total']} images"
+    return {"value": percent(share), "interval": _interval(share), "count": count, "bar": bar, "low": low, "high": high}
 
 
 def failed(record: Record) -> list[Record]:
@@ -281,19 +275,9 @@ def html(audits: Sequence[Record], about: Record) -> str:
     """The page. All that users named is escaped; only figures made here are put in as they are."""
     about = public(about)
     ordered = sorted(audits, key=lambda one: -_RANK.index(one["verdict"]["kind"]))
-    return (
-        templates()
-        .get_template("audit.html")
-        .render(
-            about=about,
-            words=WORDS,
-            top=section(ordered[0], about),
-            sections=[section(record, about) for record in ordered],
-            remedies=ordered[0]["door"]["remedies"],
-            door=ordered[0]["door"],
-            limits=LIMITS,
-        )
-    )
+    sections, door = [section(record, about) for record in ordered], ordered[0]["door"]
+    page = templates().get_template("audit/page.html")
+    return page.render(about=about, words=WORDS, top=sections[0], sections=sections, door=door, limits=LIMITS)
 
 
 def section(
@@ -311,6 +295,7 @@ def section(
     from markupsafe import Markup
 
     curves = {curve["name"] for curve in record["curves"]}
+    before = [record["door"]["accuracy"]["value"], *(step["left"] for step in record["steps"])]
     return {
         "kind": record["verdict"]["kind"],
         "norm": record["norm"],
@@ -325,9 +310,9 @@ def section(
         "lacking": lacking,
         "figure": Markup(curve_figure(record, figure)),
         "legend": [(name, style) for name, style in STYLES.items() if name in curves],
-        "steps": [_step(*pair) for pair in zip(record["steps"], _before(record), strict=True) if pair[0]["tried"]],
+        "steps": [_step(*pair) for pair in zip(record["steps"], before, strict=False) if pair[0]["tried"]],
         "spared": [step["name"] for step in record["steps"] if not step["tried"]],
-        "checks": [_check(one) for one in sorted(record["checks"], key=lambda one: one["passed"])],
+        "checks": sorted(record["checks"], key=lambda one: one["passed"]),
         "passed": len(record["checks"]) - len(failed(record)),
         "sanity": sanity(record),
         "pictures": [_picture(one, about, record["norm"]) for one in record["pictures"][:6]],
@@ -335,40 +320,10 @@ def section(
     }
 
 
-def _before(record: Record) -> list[float]:
-    """The share of rows that were right before each step."""
-    return [record["door"]["accuracy"]["value"], *(step["left"] for step in record["steps"])][: len(record["steps"])]
-
-
 def _step(step: Record, before: float) -> dict[str, Any]:
+    """What an attack of the suite added, in points; `before`: the share of images that were right before it."""
     gained = before - step["left"]
-    return {
-        "name": step["name"],
-        "mends": step["mends"] or "",
-        "tried": step["tried"],
-        "broken": step["broken"],
-        "added": "0" if gained < 5e-4 else f"−{100 * gained:.1f}",
-        "left": _percent(step["left"]),
-        "bar": round(100 * step["left"], 2),
-        "seconds": f"{step['seconds']:.1f}",
-    }
-
-
-def _check(one: Record) -> dict[str, Any]:
-    return {
-        "name": one["name"],
-        "passed": one["passed"],
-        "needed": one["needed"],
-        "quantity": _number(one["quantity"]),
-        "threshold": _number(one["threshold"]),
-        "source": one["source"],
-        "sentence": one["sentence"],
-        "next": one["next"],
-    }
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return {**step, "added": "0" if gained < 5e-4 else f"−{100 * gained:.1f}", "share": _percent(step["left"])}
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from brittle import measures
 from brittle.measures import Mean
-from brittle.report.contents import Model, Report, remembered
+from brittle.study.store.results import Model, Report, remembered
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ class Split:
     factor: float  # -log10 T
     slopes: Mean  # the rest of what separates `trained` from `plain`: logits that grew, margins that did not
     saturation: Mean  # from `trained` to `used`
+
+    def as_json(self) -> dict[str, Any]:
+        """Each number with its interval."""
+        return {
+            "model": self.model.label,
+            "seed": self.model.seed,
+            "temperature": self.model.temperature,
+            "margin": self.margin,
+            **{f"log10_{name}": getattr(self, name) for name in ("plain", "trained", "used")},
+            **{name: getattr(self, name) for name in ("factor", "slopes", "saturation")},
+        }
 
 
 @remembered

@@ -19,13 +19,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from brittle import measures
 from brittle.drawing.charts import INK, PAPER, STYLE, WIDTH, svg_of
-from brittle.drawing.image_grid import legible
+from brittle.drawing.text import legible
 from brittle.measures import Share
-from brittle.report import sizes
-from brittle.report.contents import Attack, Model, Report
-from brittle.report.figures import colours, heat, line_colours
-from brittle.report.lineage import Line, chains, lines, swept
-from brittle.report.sizes import NORMS
+from brittle.study.kinds.attack import sizes
+from brittle.study.kinds.attack.result import Attack
+from brittle.study.kinds.attack.sizes import NORMS
+from brittle.study.kinds.colours import colours, heat, line_colours
+from brittle.study.kinds.lines import Line, chains, lines, swept
+from brittle.study.store.results import Model, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

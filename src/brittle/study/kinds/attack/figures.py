@@ -1,4 +1,4 @@
-"""The charts of a study's page."""
+"""Charts of how many images attacks fool."""
 
 from __future__ import annotations
 
@@ -7,68 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from brittle.drawing.charts import COLOURS, INK, PAPER, STYLE, WIDTH, power, svg_of
-from brittle.drawing.image_grid import legible, titled
-from brittle.measures import NEGLIGIBLE
-from brittle.report.contents import BOTH, Model, Report
-from brittle.report.lineage import Group, chains, groups, lines, swept
-from brittle.report.sizes import limit
+from brittle.drawing.charts import COLOURS, FLOAT32_TINY, INK, PAPER, STYLE, WIDTH, svg_of
+from brittle.drawing.text import legible, titled
+from brittle.study.kinds.attack.result import BOTH
+from brittle.study.kinds.attack.sizes import limit
+from brittle.study.kinds.colours import colours
+from brittle.study.kinds.lines import Group, chains, groups
+from brittle.study.store.results import Model, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# From cold to hot, for temperatures in order: none is so dark or so light that either ground would swallow it.
-_HEAT = LinearSegmentedColormap.from_list("heat", ["#2f7fd0", "#8167cf", "#c4529d", "#dc5a42", "#e09a1f"])
-HISTOGRAMS = 16  # more would be a tower
 TELLING = 0.95  # success of an attack, above which it is the size of the change that says something
-FLOAT32_TINY = -44.85  # log10 of 1.4e-45, the smallest positive float32
-
-
-def colours(report: Report) -> dict[str, str]:
-    """A colour for each model label; seeds of a model share it.
-
-    More models than there are colours, of several temperatures, are coloured by temperature.
-    """
-    labels = list(dict.fromkeys(model.label for model in report.models))
-    if len(labels) <= len(COLOURS):
-        return dict(zip(labels, COLOURS, strict=False))
-    if swept(report):
-        colour = heat(report)
-        return {model.label: colour[model.temperature] for model in report.models}
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, len(labels)))
-    return {label: to_hex(shade) for label, shade in zip(labels, shades, strict=True)}
-
-
-def key(report: Report) -> dict[str, str]:
-    """What a page's legend says: the colour of each model, or of each temperature where that is what they tell."""
-    if len({model.label for model in report.models}) > len(COLOURS) and swept(report):
-        return {f"T = {temperature:g}": colour for temperature, colour in heat(report).items()}
-    return colours(report)
-
-
-def heat(report: Report) -> dict[float, str]:
-    """A colour for each temperature, from cold to hot."""
-    temperatures = sorted({model.temperature for model in report.models})
-    shades = _HEAT(np.linspace(0, 1, max(2, len(temperatures))))
-    return {temperature: to_hex(shade) for temperature, shade in zip(temperatures, shades, strict=False)}
-
-
-def line_colours(report: Report) -> dict[str, str]:
-    """A colour for each generation of the chains; what stands outside of them has that of the text."""
-    inside = [line for line in lines(report) if line.generation is not None]
-    outside = [line for line in lines(report) if line.generation is None]
-    many = [to_hex(shade) for shade in matplotlib.colormaps["viridis"](np.linspace(0.2, 0.85, len(inside)))]
-    chosen = COLOURS if len(inside) + len(outside) <= len(COLOURS) else many
-    found = {line.name: colour for line, colour in zip(inside, chosen, strict=False)}
-    if len(outside) == 1 and inside:
-        return found | {outside[0].name: INK}
-    rest = [colour for colour in COLOURS if colour not in found.values()] or list(COLOURS)
-    return found | {line.name: rest[place % len(rest)] for place, line in enumerate(outside)}
 
 
 def success_bars(report: Report) -> str:
@@ -134,74 +88,6 @@ def success_curves(report: Report) -> str:
             axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
         next(iter(drawn.values())).set_ylabel("images fooled, %")
         return svg_of(figure, "curves", "Share of images fooled against the number of pixels changed, by attack")
-
-
-def amplitudes(report: Report) -> str:
-    """How small gradients are: for each of the models, a histogram of log10 mean |dF/dx|.
-
-    Empty if there is none, and where float32 rounds no gradient of any image of these models to 0.
-    """
-    models = histogrammed(report)
-    if not any(_rounded(model) != 0 for model in models):
-        return ""
-    values = [model.measured.amplitudes["exact"].numpy() for model in models if model.measured]
-    finite = np.concatenate([one[np.isfinite(one)] for one in values])
-    low = min(float(finite.min(initial=0)), -60) * 1.03
-    bins = np.linspace(low, max(2.0, float(finite.max(initial=0))), 70)
-    colour = colours(report)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.95 + 0.72 * len(models)), layout="constrained")
-        ratios = [0.2] + [1.0] * len(models)
-        head, *rows = figure.subplots(len(models) + 1, 1, sharex=True, height_ratios=ratios)
-        _marks(head, bins[-1] - bins[0])
-        for axes, model, numbers in zip(rows, models, values, strict=True):
-            axes.hist(numbers[np.isfinite(numbers)], bins=list(bins), color=colour[model.label])
-            axes.axvspan(low, FLOAT32_TINY, color=INK, alpha=0.07, linewidth=0)
-            axes.axvline(np.log10(NEGLIGIBLE), color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
-            axes.set_yticks([])
-            axes.spines["left"].set_visible(False)
-            axes.set_xlim(bins[0], bins[-1])
-            axes.set_title(titled(model.label, model.title, 32), pad=3)
-            axes.set_title(_rounded_to_zero(model), loc="right", fontsize=8.5, fontweight="normal", pad=3)
-        ticks = [tick for tick in range(-5000, 1, _step(low)) if tick >= low]
-        rows[-1].set_xticks(ticks, [power(tick) for tick in ticks])
-        rows[-1].set_xlabel("mean |dF/dx| of an image, computed exactly")
-        return svg_of(figure, "amplitudes", "Histograms of the mean gradient of each image, by model")
-
-
-def histogrammed(report: Report) -> list[Model]:
-    """Models whose gradients are drawn: all that are measured, or the first of the first seed if they are many."""
-    models = [model for model in report.models if model.measured and len(model.measured.amplitudes.get("exact", ()))]
-    if len(models) > HISTOGRAMS:
-        models = [model for model in models if model.seed == models[0].seed]
-    return models[:HISTOGRAMS]
-
-
-def _marks(axes: Axes, span: float) -> None:
-    """A line of words over the panels: what lies left of each mark, where there is room."""
-    axes.axis("off")
-    axes.text(FLOAT32_TINY, 0, "exactly 0 in float32 ◂ ", ha="right", va="bottom")
-    if (np.log10(NEGLIGIBLE) - FLOAT32_TINY) / span > 0.12:
-        axes.text(np.log10(NEGLIGIBLE), 0, "“close to zero” ◂ ", ha="right", va="bottom")
-
-
-def _rounded(model: Model) -> int | None:
-    """Images whose gradients float32 makes 0; None where float32 was not tried."""
-    values = model.measured.amplitudes.get("float32") if model.measured else None
-    return None if values is None else int((values == -np.inf).sum())
-
-
-def _rounded_to_zero(model: Model) -> str:
-    """What float32 makes of these gradients, and how many are zero even when exact."""
-    assert model.measured is not None
-    values = model.measured.amplitudes
-    exact = values["exact"]
-    zeros = int((exact == -np.inf).sum())
-    note = f"; {zeros} are 0 exactly and not drawn" if zeros else ""
-    lost = _rounded(model)
-    if lost is None:
-        return note.removeprefix("; ")
-    return f"float32 gives exactly 0 for {lost} of {len(exact)} images{note}"
 
 
 def against_temperature(report: Report) -> str:
@@ -270,30 +156,6 @@ def _by_temperature(axes: Axes, values: Sequence[tuple[float, float]], colour: s
     axes.plot(*zip(*means, strict=True), color=colour, linestyle=dashes, linewidth=1.3)
 
 
-def training(report: Report) -> str:
-    """Loss and validation accuracy by epoch; empty if no model was trained here."""
-    models = [model for model in report.models if model.trained and model.trained.loss]
-    if not models:
-        return ""
-    colour = colours(report)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for model in models:
-            assert model.trained is not None
-            for axes, numbers in ((left, model.trained.loss), (right, model.trained.validation_accuracy)):
-                scale = 1 if axes is left else 100
-                epochs = np.arange(1, len(numbers) + 1)
-                axes.plot(epochs, scale * np.array(numbers), color=colour[model.label], linewidth=1.2)
-        left.set(title="training loss", xlabel="epoch")
-        right.set(title="validation accuracy, %", xlabel="epoch", ylim=(0, 102))
-        left.set_ylim(bottom=0)
-        for axes in (left, right):
-            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        return svg_of(figure, "training", "Training loss and validation accuracy by epoch, by model")
-
-
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
@@ -337,7 +199,3 @@ def panels(labels: Sequence[str], height: float, *, share_y: bool) -> tuple[Figu
     for unused in axes[len(labels) :]:
         unused.set_visible(False)
     return figure, dict(zip(labels, axes, strict=False))
-
-
-def _step(low: float) -> int:
-    return next((step for step in (10, 20, 25, 50, 100, 200) if -low / step <= 9), 500)

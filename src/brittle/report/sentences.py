@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from brittle.drawing.text import begun, joined, spread, with_interval
 from brittle.measures import Mean, Share, why_not_learned
-from brittle.report import claims, sizes
+from brittle.report import claims
 from brittle.report.claims import Claim
-from brittle.report.contents import BOTH, Attack, Model, Report, remembered
-from brittle.report.lineage import plain, pooled
-from brittle.report.sizes import NORMS, apart
+from brittle.study.kinds.attack import sizes
+from brittle.study.kinds.attack.result import BOTH, Attack
+from brittle.study.kinds.attack.sizes import NORMS, apart
+from brittle.study.kinds.lines import plain, pooled
 from brittle.study.kinds.units.cell import Units
+from brittle.study.store.results import Model, Report, remembered
 
 FEW = 4  # networks that a sentence can name one by one
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -130,7 +133,7 @@ def _without_pairs(models: Sequence[Model]) -> str:
             f"{_about(weakest)} if the weakest are removed first"
         )
     accuracy = pooled([model.measured.accuracy for model in models if model.measured])
-    return f"test accuracy {_percent(accuracy)}" if accuracy else "not done yet"
+    return f"test accuracy {with_interval(accuracy)}" if accuracy else "not done yet"
 
 
 def _about(counts: Sequence[float]) -> str:
@@ -182,19 +185,13 @@ def _within(report: Report, attack: str, found: Mapping[str, Share]) -> str:
     said = f"Under {attack} ({sizes.limit(bound)})"
     if len(found) == 1:
         ((label, share),) = found.items()
-        return f"{said} {_percent(share)} of {share.total} test images are still classified correctly by {label}."
+        return f"{said} {with_interval(share)} of {share.total} test images are still classified correctly by {label}."
     if len(found) <= FEW:
-        return (
-            f"{said} the robust accuracy is {joined([f'{_percent(share)} for {one}' for one, share in found.items()])}."
-        )
+        each = joined([f"{with_interval(share)} for {one}" for one, share in found.items()])
+        return f"{said} the robust accuracy is {each}."
     low, high = (choose(found, key=lambda label: found[label].value) for choose in (min, max))
-    lowest, highest = (f"{_percent(found[label])} for {label}" for label in (low, high))
+    lowest, highest = (f"{with_interval(found[label])} for {label}" for label in (low, high))
     return f"{said} the robust accuracy lies between {lowest} and {highest}."
-
-
-def _percent(share: Share) -> str:
-    """'83 % (75 to 89)'."""
-    return f"{percent(share)} % ({' to '.join(bounds(share))})"
 
 
 # Smallest perturbations ---------------------------------------------------------------------------------------------
@@ -228,8 +225,8 @@ def _scaled(attack: str, straight: Mapping[str, Mean], over: Mapping[str, Mean])
     names = begun(_named(weaker, len(over)))
     return [
         f"{names} only {look} as robust as {attack} shows: on the logits over T it finds smaller perturbations, "
-        f"{sizes.phrase(over[one])} instead of "
-        f"{sizes.phrase(straight[one])}{f' for {one}' if len(weaker) > 1 else ''}."
+        f"{with_interval(over[one])} instead of "
+        f"{with_interval(straight[one])}{f' for {one}' if len(weaker) > 1 else ''}."
     ]
 
 
@@ -268,20 +265,15 @@ def _named(labels: Sequence[str], of: int) -> str:
     return f"{number(len(labels))} of the {number(of)} other networks"
 
 
-def begun(text: str) -> str:
-    """As a sentence begins."""
-    return text[:1].upper() + text[1:]
-
-
 def _smallest(attack: Attack, means: Mapping[str, Mean], withstood: int) -> str:
     """The mean of each network, or of the two that lie farthest apart."""
     assert attack.minimises is not None
     said = f"In {NORMS[attack.minimises]}, the smallest perturbations that {attack.label} finds are on average"
     if len(means) <= FEW:
-        said = f"{said} {joined([f'{sizes.phrase(mean)} for {label}' for label, mean in means.items()])}"
+        said = f"{said} {joined([f'{with_interval(mean)} for {label}' for label, mean in means.items()])}"
     else:
         low, high = (choose(means, key=lambda label: means[label].value) for choose in (min, max))
-        said = f"{said} between {sizes.phrase(means[low])} for {low} and {sizes.phrase(means[high])} for {high}"
+        said = f"{said} between {with_interval(means[low])} for {low} and {with_interval(means[high])} for {high}"
     return f"{said}, without {withstood} images that were not fooled." if withstood else f"{said}."
 
 
@@ -292,38 +284,9 @@ def _withstood(report: Report, attack: str) -> int:
 # Words --------------------------------------------------------------------------------------------------------------
 
 
-def percent(share: Share) -> str:
-    """'83', '95.8': percent with as many digits as the rows bear; 0 and 100 only where it is so."""
-    value, total = share.value, share.total
-    if not total:
-        return "–"
-    digits = 0 if total <= 200 else 1
-    while digits < 8 and float(f"{100 * value:.{digits}f}") in (0, 100) and value not in (0, 1):
-        digits += 1
-    return f"{100 * value:.{digits}f}"
-
-
-def bounds(share: Share) -> tuple[str, str]:
-    """Both ends of its interval, in percent, in as many digits."""
-    digits = 0 if share.total <= 200 else 1
-    low, high = share.interval
-    return (f"{100 * low:.{digits}f}", f"{100 * high:.{digits}f}") if share.total else ("–", "–")
-
-
-def spread(shares: Sequence[Share]) -> str:
-    """'6 to 11 %', or '98 %' if they are all alike."""
-    low, high = (percent(choose(shares, key=lambda share: share.value)) for choose in (min, max))
-    return f"{low} %" if low == high else f"{low} to {high} %"
-
-
 def number(count: int) -> str:
     """'three' for 3; digits above twelve."""
     return _WORDS[count] if count < len(_WORDS) else str(count)
-
-
-def joined(names: Sequence[str], last: str = "and") -> str:
-    """'a', 'a and b', 'a, b and c'."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def _attacks(pairs: Sequence[tuple[str, Share, Share]]) -> str:
