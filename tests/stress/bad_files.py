@@ -194,7 +194,7 @@ def _linked(target: str) -> Callable[[Path], object]:
 
 def _deep_image() -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.zeros((6, 5), np.uint16)).save(file, "png")
+    Image.fromarray(np.zeros((6, 5), np.int32)).save(file, "tiff")
     return file.getvalue()
 
 
@@ -205,7 +205,7 @@ def folders(draw: random.Random) -> list[Case]:
         "an empty file": _replaced(b""),
         "text": _replaced(b"no image"),
         "another size": _replaced(image("png", (7, 5))),
-        "16 bits": _replaced(_deep_image()),
+        "32 bits": _replaced(_deep_image()),
         "half an image": _replaced(image("png")[:40]),
         "a folder named like an image": lambda root: (root / "b" / "x.png").mkdir(),
         "a pipe": lambda root: os.mkfifo(root / "b" / "x.png"),

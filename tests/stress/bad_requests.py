@@ -426,7 +426,7 @@ def functions(draw: random.Random) -> list[Case]:
         (distill, distilled, ("temperature", "generations", "seed", "device", "epochs")),
         (soft_labels, {"model": network, "images": images, "temperature": 2.0}, ("images", "temperature")),
         (as_split, {"value": (images, labels), "count": 3}, ("value", "count")),
-        (brittle.data.load, {"name_or_path": "digits"}, ("name_or_path", "root", "layout")),
+        (brittle.data.load, {"name_or_path": "digits"}, _keywords(brittle.data.load)),
     ]
     cases = []
     for function, good, names in asked:

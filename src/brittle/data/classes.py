@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from brittle.data.split import Data, Split, digest_of
 from brittle.errors import InputError, first_line
@@ -92,7 +93,7 @@ def _outputs(wanted: object, classes: Sequence[str]) -> tuple[list[int], list[st
         return _looked_up(outputs, classes), _names(outputs)
     if not isinstance(wanted, Iterable):
         raise InputError(f"classes must be a list, a mapping or a file, got {wanted!r}")
-    told = list(wanted)
+    told = wanted.tolist() if isinstance(wanted, np.ndarray | Tensor) else list(wanted)
     if told and all(isinstance(one, int | np.integer) or (isinstance(one, str) and one.isdecimal()) for one in told):
         if len(told) != len(classes):
             raise InputError(f"classes: {len(told)} outputs for {len(classes)} classes, {_some(classes)}")

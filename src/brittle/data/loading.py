@@ -87,13 +87,16 @@ def load(
     """
     geometry = geometry_of(size, resize, crop, interpolation)
     _check(channels, layout, split, count, seed)
+    for name, value in (("exif", exif), ("skip_bad", skip_bad)):
+        if not isinstance(value, bool):
+            raise InputError(f"{name} must be true or false, got {value!r}")
     wanted = Wanted(geometry, channels, split, count, exif, skip_bad, seed, classes is not None)
     found = _found(name_or_path, root, wanted, layout, progress or silent)
     return found if classes is None else mapped(found, classes)
 
 
 def _check(channels: object, layout: object, split: object, count: object, seed: object) -> None:
-    if channels not in (None, 1, 3, 4) or isinstance(channels, bool):
+    if channels is not None and not (type(channels) is int and channels in (1, 3, 4)):
         raise InputError(f"channels must be 1 or 3, got {channels!r}")
     if layout is not None and layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)  # pyright: ignore[reportArgumentType]
