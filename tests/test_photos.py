@@ -281,7 +281,7 @@ def test_a_folder_of_unreadable_files_alone(tmp_path: Path):
         ("train valid test", None, ["train", "valid", "test"]),
         ("train valid test", "evaluation", ["", "", "test"]),
         ("train valid test", "validation", ["", "", "valid"]),
-        ("training validation testing", "all", ["", "", "training validation testing"]),
+        ("training validation testing", "all", ["", "", "training testing validation"]),
         ("test val", None, ["", "val", "test"]),
     ],
 )
@@ -293,6 +293,8 @@ def test_layouts_of_folders(tmp_path: Path, parts: str, split: str | None, expec
             for number in range(3):
                 flat(60 * place + 20 * label + number).save(folder / f"{number}.png")
     read = data.load(tmp_path, split=split)
+    if parts and split:
+        assert f" in {'/, '.join(expected[2].split())}/, 4 x 4 pixels" in read.source
     for found, wanted in zip((read.train, read.validation, read.test), expected, strict=True):
         of = {(parts.split() or ["flat"])[value // 60] for value in values(found)}
         assert of == set(wanted.split())
@@ -305,6 +307,8 @@ def test_parts_that_are_not_there(tmp_path: Path):
     two_classes(tmp_path / "train")
     two_classes(tmp_path / "val")
     refused(f"{tmp_path}: has no folder for split='test', only train, val", tmp_path, split="test")
+    two_classes(tmp_path / "old", 2)
+    assert data.load(tmp_path, split="evaluation").source.endswith("; all are test images; left out: 4 in old/")
 
 
 def test_a_class_may_be_called_train_and_lie_beside_others(tmp_path: Path):
@@ -529,10 +533,13 @@ def test_transparency_of_arrays_is_dropped(tmp_path: Path, layout: str):
 
 def test_built_in_data_in_other_forms():
     plain = data.load("digits")
-    read = data.load("digits", size=32, channels=3)
-    assert (read.image_shape, len(read.train), read.digest != plain.digest) == ((3, 32, 32), 1079, True)
+    read = data.load("digits", size=32, channels=3, split="validation")
+    assert (read.image_shape, len(read.test), read.digest != plain.digest) == ((3, 32, 32), 359, True)
     assert torch.equal(read.test.images[:, 0], read.test.images[:, 2])
-    assert read.source == "scikit-learn load_digits; resized to 32 x 32, bilinear, 3 channels"
+    assert (
+        read.source
+        == "scikit-learn load_digits; test images are those of validation; resized to 32 x 32, bilinear, 3 channels"
+    )
     assert data.load("digits", channels=1, split="evaluation").digest == plain.digest
     assert len(data.load("digits", split="all").test) == 1797
     train = data.load("digits", split="train")

@@ -104,6 +104,8 @@ def list_files(path: Path, parts: dict[str, Path], wanted: Sequence[str], fewest
     labels: list[int] = []
     of_part: list[str] = []
     left_out: Counter[str] = Counter()
+    for other in set(_subfolders(path)) - set(parts.values()) if parts else ():
+        left_out[f"in {other.name}/"] += sum(map(_is_image, _below(other)))
     for part in wanted if parts else [""]:
         folder = folders[part]
         here = [inner.name for inner in _subfolders(folder)]
@@ -246,9 +248,13 @@ def _each(work: Callable[[T], R], items: Sequence[T], progress: Progress, note: 
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     made = []
     with ThreadPoolExecutor(min(8, processors)) as pool:  # Pillow decodes and resizes without Python's lock
-        for one in pool.map(tried, items):
-            made.append(one)
-            progress(len(made), len(items), note)
+        try:
+            for one in pool.map(tried, items):
+                made.append(one)
+                progress(len(made), len(items), note)
+        except BaseException:  # such as Ctrl-C: what has not begun is not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return made
 
 

@@ -52,7 +52,8 @@ def own_folder(path: Path, wanted: Wanted, progress: Progress) -> Data:
     parts = part_folders(path)
     if wanted.split in (None, "evaluation") and "validation" in parts and "test" not in parts:
         parts["test"] = parts.pop("validation")  # as ImageNet has it
-    files = list_files(path, parts, _parts_to_read(path, parts, wanted.split), 1 if wanted.mapped else 2)
+    read_parts = _parts_to_read(path, parts, wanted.split)
+    files = list_files(path, parts, read_parts, 1 if wanted.mapped else 2)
     name, bad = path.resolve().name, {}
     while True:  # once, and once more if some files are unreadable and may be left out
         rows, said = _rows(files.labels, files.parts, files.classes, wanted, name)
@@ -67,7 +68,8 @@ def own_folder(path: Path, wanted: Wanted, progress: Progress) -> Data:
     hashes = dict(zip(order.tolist(), read.hashes, strict=True))
     contents = [hashes[row] for row in sorted(hashes)]
     digest = digest_of("own", *contents, files.labels, *files.classes, *rows, *_changes(read, wanted))
-    told = [f"{len(order)} images of {len(files.classes)} classes, {_sizes(read.sizes, wanted)}", said]
+    where = f" in {', '.join(f'{parts[part].name}/' for part in read_parts)}" if parts and wanted.split else ""
+    told = [f"{len(order)} images of {len(files.classes)} classes{where}, {_sizes(read.sizes, wanted)}", said]
     told += [f"{read.turned} turned upright as their EXIF orientation says"] if read.turned else []
     told += [f"{read.deep} of 16 bits, divided by 65535"] if read.deep else []
     told += [left_out_said(files, len(bad))]
@@ -114,16 +116,15 @@ def _rows(
     labels: np.ndarray, parts: np.ndarray, classes: Sequence[str], wanted: Wanted, name: str
 ) -> tuple[list[np.ndarray], str]:
     """The rows of train, validation and test, and what was done, in a phrase."""
-    own = not (parts == "").all()
     if wanted.split is None:
         rows, said = _training_rows(labels, parts, classes, wanted.seed, name)
-    elif wanted.split in SHARES and not own:
+    elif wanted.split in SHARES and (parts == "").all():
         rows = split_rows(labels, classes, tuple(SHARES.values()), name, wanted.seed)
         rows = [rows[0][:0], rows[0][:0], rows[list(SHARES).index(wanted.split)]]
         said = f"the {wanted.split} images of a split at random by class"
     else:
         rows = [np.arange(0), np.arange(0), in_no_order(labels, wanted.seed)]
-        said = f"all are test images{f', of {parts[0]}' if own and wanted.split != 'all' else ''}"
+        said = "all are test images"
     if wanted.count is not None and len(rows[2]) > wanted.count:
         said += f", {wanted.count} of {len(rows[2])} drawn at random"
         rows[2] = rows[2][: wanted.count]

@@ -150,10 +150,11 @@ def read_photo(path: Path, form: Form) -> tuple[np.ndarray, str]:
     content = read_bytes(path, LARGEST_IMAGE)
     image = opened(path, io.BytesIO(content))
     decode(path, image)
+    deep = _is_deep(image)
     try:
         if form.exif and _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
-        pixels = planes(_bands(image, form), form.geometry, form.channels)
+        pixels = planes(_bands(image, deep, form), form.geometry, form.channels)
     except Exception as error:  # a conversion that Pillow does not have, such as of LAB
         raise InputError(f"{path}: not a readable image: {first_line(error)}") from error
     return pixels, hashlib.sha256(content).hexdigest()
@@ -189,11 +190,11 @@ def _coloured(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def _bands(image: Image, form: Form) -> list[Image]:
+def _bands(image: Image, deep: bool, form: Form) -> list[Image]:
     """What `planes` takes: one image of 8 bits, or one of mode F for each channel, a single one if it is grey."""
     from PIL import Image
 
-    if _is_deep(image):
+    if deep:
         return [Image.fromarray(np.asarray(image, np.float32) / np.float32(65_535))]
     grey = form.channels == 1 or image.mode in ("1", "L", "LA", "La")
     plain = (_coloured(image) if image.mode in ("P", "PA") else image).convert("L" if grey else "RGB")
