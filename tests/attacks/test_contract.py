@@ -50,11 +50,12 @@ FEW: dict[str, dict[str, Any]] = {  # evaluations, so that all cases take second
     "pgd": {"steps": 3},
     "square": {"queries": 5},
     "noise": {"draws": 3},
+    "minimal": {"evaluations": 6},
     "class_mask": {"epochs": 2, "targets": TARGETS},
     "borrowed_mask": {"examples": EXAMPLES},
     "transferred": {"source": convnet(size=8, classes=3, seed=1)},
 }
-MINIMISES = {"carlini_l0": 0, "carlini_l2": 2, "carlini_linf": math.inf} | {
+MINIMISES = {"carlini_l0": 0, "carlini_l2": 2, "carlini_linf": math.inf, "minimal": 2} | {
     f"song_{number}": 0 for number in range(1, 5)
 }
 BOUND = ("fgsm", "pgd", "square", "noise")
@@ -214,7 +215,9 @@ CASES: dict[str, Case] = {
     "inference mode inside": Case(model=Answering(in_inference), without_gradient=NONE),
     "integer logits": Case(model=Answering(lambda x, z: (10 * z).long()), without_gradient=NONE),
     "constant without a graph": Case(
-        model=Answering(lambda x, z: torch.tensor([[2.0, 1.0, 0.0]]).repeat(len(x), 1)), without_gradient=NONE
+        model=Answering(lambda x, z: torch.tensor([[2.0, 1.0, 0.0]]).repeat(len(x), 1)),
+        labels=torch.zeros(5).long(),
+        without_gradient=NONE,
     ),
     # Refused, whatever the attack
     "one dimension too few": Case(
@@ -366,13 +369,13 @@ FLAG: list[Any] = ["no", "true", 1, 0, 1.0, None, []]
 CHOICE: list[Any] = ["nothing", 3, True, None, [], ""]
 WRONG: dict[str, list[Any]] = {
     **dict.fromkeys(("steps", "queries", "draws", "max_iterations", "binary_search_steps", "patience"), COUNT),
-    **dict.fromkeys(("max_pixels", "refresh_every", "epochs"), COUNT),
+    **dict.fromkeys(("evaluations", "max_pixels", "refresh_every", "epochs"), COUNT),
     "batch_size": [value for value in COUNT if value is not None],
     "eps": [*NUMBER, None],
     "temperature": [*NUMBER, 1e-300, 1e300, None],
     **dict.fromkeys(("step_size", "learning_rate", "initial_const", "epsilon"), NUMBER),
     **dict.fromkeys(("random_start", "decay", "rivals", "abort_early", "quantize", "signed", "darken", "clip"), FLAG),
-    **dict.fromkeys(("stop_at_zeros",), FLAG),
+    **dict.fromkeys(("stop_at_zeros", "values"), FLAG),
     **dict.fromkeys(("norm", "loss", "keep", "arithmetic", "of"), CHOICE),
     "area": [*NUMBER, 1.5, None],
     "confidence": [*NUMBER[1:], None],
@@ -447,6 +450,7 @@ def test_an_attack_of_somebody_elses_is_checked_as_far_as_it_is_annotated():
 
 DRAWN: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FUNCTIONS if name != "class_mask"}
 DRAWN |= {f"{name}, restarts": (name, {"restarts": 2}) for name in ("carlini_l0", "carlini_l2", "carlini_linf", "pgd")}
+DRAWN |= {f"minimal, L{norm}": ("minimal", {"norm": norm, "evaluations": 90}) for norm in (0, 1, math.inf)}
 DRAWN |= {f"{name}, L2": (name, {"norm": "l2", "eps": 1.0}) for name in ("pgd", "square", "noise")}
 
 

@@ -82,7 +82,7 @@ def carlini_l2(
     asked = check_request(model, images, labels, targets, where, confidence=confidence)
     aim = Aim.of(asked, quantize=quantize)
     plan = Plan(max_iterations, binary_search_steps, abort_early, restarts, seed)
-    return closest(aim, _L2(learning_rate, initial_const), plan, progress)
+    return closest(aim, L2(learning_rate, initial_const), plan, progress)
 
 
 @checked
@@ -116,7 +116,7 @@ def carlini_linf(
     asked = check_request(model, images, labels, targets, where, confidence=confidence)
     aim = Aim.of(asked, quantize=quantize)
     plan = Plan(max_iterations, binary_search_steps, abort_early, restarts, seed)
-    return closest(aim, _Linf(learning_rate), plan, progress)
+    return closest(aim, Linf(learning_rate), plan, progress)
 
 
 @checked
@@ -155,11 +155,13 @@ def carlini_l0(
     asked = check_request(model, images, labels, targets, where, confidence=confidence)
     aim = Aim.of(asked, quantize=quantize)
     plan = Plan(max_iterations, runs=1, abort_early=False, restarts=restarts, seed=seed)
-    return closest(aim, _L0(_L2(learning_rate, initial_const), patience), plan, progress)
+    return closest(aim, _L0(L2(learning_rate, initial_const), patience), plan, progress)
 
 
 @dataclass(frozen=True)
-class _L2(Norm):
+class L2(Norm):
+    """Carlini and Wagner's objective in L2, with a c that moves."""
+
     learning_rate: float | None
     initial_const: float | None
     p = 2
@@ -172,8 +174,9 @@ class _L2(Norm):
         lead, gradient, _ = aim.lead_and_gradient(images, rows)
         best.spent(rows)
         length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        distance = _finite((lead + aim.goal.confidence) / length)
-        const = _finite(2 * distance / length)
+        distance = finite((lead + aim.goal.confidence) / length)
+        const = finite(2 * distance / length)
+        distance = torch.where(best.distance[rows].isfinite(), best.distance[rows], distance)
         if self.initial_const is not None:
             const = torch.full_like(const, self.initial_const)
         return Runs.begin(rows, images, const, self.rate_for(distance, images))
@@ -185,6 +188,7 @@ class _L2(Norm):
         return distance / math.sqrt(math.prod(images.shape[1:]))
 
     def step(self, best: Best, live: Runs, look: Look, fading: Tensor) -> None:
+        """One of Adam's."""
         best.offer(live.row, look.seen, look.distance, look.fits)
         live.adam(self.descent(live, look, fading), live.rate * fading)
 
@@ -198,6 +202,7 @@ class _L2(Norm):
         return look.change * wide(2 / live.bound) + look.gradient
 
     def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, streams: Streams) -> Tensor:
+        """From the image again, or from elsewhere, with steps for what has been found."""
         found = best.distance[live.row]
         if self.learning_rate is None:
             vain, closer = over & found.isinf(), over & found.isfinite()
@@ -209,7 +214,9 @@ class _L2(Norm):
 
 
 @dataclass(frozen=True)
-class _Linf(Norm):
+class Linf(Norm):
+    """Their objective in L-infinity, with a tau that moves."""
+
     learning_rate: float | None
     p = torch.inf
     change = 0.1  # of tau, by which it falls or rises at first
@@ -220,10 +227,12 @@ class _Linf(Norm):
         images = aim.images[rows]
         lead, gradient, _ = aim.lead_and_gradient(images, rows)
         best.spent(rows)
-        tau = _finite(2 * (lead + aim.goal.confidence) / gradient.flatten(1).abs().sum(1)).clamp(max=1)
+        tau = finite(2 * (lead + aim.goal.confidence) / gradient.flatten(1).abs().sum(1)).clamp(max=1)
+        tau = torch.minimum(tau, best.distance[rows])
         return Runs.begin(rows, images, tau, torch.full_like(tau, self.learning_rate or 0.0))
 
     def step(self, best: Best, live: Runs, look: Look, fading: Tensor) -> None:
+        """One of Adam's, in a cube that has shrunk or grown."""
         best.offer(live.row, look.seen, look.change.flatten(1).abs().amax(1), look.fits)
         found = best.distance[live.row]
         up = 1 + self.change * fading
@@ -236,6 +245,7 @@ class _Linf(Norm):
         live.image = look.clean + (live.image - look.clean).clamp(-tau, tau)
 
     def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, streams: Streams) -> Tensor:
+        """From the image again, or from elsewhere, in the smallest cube so far."""
         live.bound = torch.where(over, best.distance[live.row].clamp(max=1), live.bound)
         return live.from_the_start(aim, best, over, plan, streams)
 
@@ -256,7 +266,7 @@ class _Fewest(Runs):
 
 @dataclass(frozen=True)
 class _L0(Norm):
-    l2: _L2
+    l2: L2
     patience: int
     p = 0
     share = 0.3
@@ -341,6 +351,6 @@ class _L0(Norm):
         live.rate[places] = self.l2.rate_for(live.closest[places], solution) * (changed.shape[1] / left).sqrt()
 
 
-def _finite(values: Tensor) -> Tensor:
+def finite(values: Tensor) -> Tensor:
     """(n,): positive numbers, 1 where a vanished gradient leaves none."""
     return values.nan_to_num(nan=1.0, posinf=1.0).clamp(1e-12, 1e12)

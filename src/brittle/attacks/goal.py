@@ -55,6 +55,11 @@ class Goal:
         others = logits.scatter(1, aim, -torch.inf).amax(1)
         return self.sign * (own - others)
 
+    def lead_over(self, rivals: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+        """(n,): by how much the labels of `rows` (n,) lead over classes `rivals` (n,)."""
+        own, rival = logits.gather(1, torch.stack([self.labels[rows], rivals], 1)).unbind(1)
+        return own - rival
+
     def loss(self, logits: Tensor, rows: Tensor, kind: Loss) -> Tensor:
         """(n,): what falls as `rows` (n,) with logits (n, K) come nearer.
 

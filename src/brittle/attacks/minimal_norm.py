@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,32 +31,44 @@ class Plan:
     """How long is searched."""
 
     max_iterations: int
-    runs: int
-    abort_early: bool
-    restarts: int
-    seed: int
+    runs: int = 1
+    abort_early: bool = False
+    restarts: int = 0
+    seed: int = 0
+    longer: float = 1.0  # times as long are the steps of rows for which nothing has been found
 
 
 def closest(aim: Aim, norm: Norm, plan: Plan, progress: Progress) -> AttackResult:
     """The result of a search for the closest image of every row."""
-    images = aim.images
-    if aim.quantize and (aim.seen(images) != images).any():
+    if aim.quantize and (aim.seen(aim.images) != aim.images).any():
         raise InputError("quantize needs images of whole 255ths: round them first, (images * 255).round() / 255")
+    best = Best.of(aim.images)
+    search(aim, norm, plan, best, progress)
+    return best.measured(aim, norm.p)
+
+
+def search(aim: Aim, norm: Norm, plan: Plan, best: Best, progress: Progress) -> None:
+    """Searches for the closest image of every row, and offers all that it meets to `best`."""
+    images, waiting = aim.images, aim.waiting
     streams = Streams.of(images, plan.seed)
-    best = Best.of(images)
-    waiting = aim.waiting
     if not len(waiting):
-        return aim.measured(images, forwards=1, backwards=0, minimises=norm.p)
+        return
+
+    def begun(rows: Tensor) -> Runs:
+        runs = norm.begin(aim, rows, best)
+        runs.rate = torch.where(best.distance[rows].isinf(), plan.longer * runs.rate, runs.rate)
+        return runs
+
     with frozen(aim.model):
-        live = norm.begin(aim, waiting[:BATCH], best)
+        live = begun(waiting[:BATCH])
         waiting = waiting[BATCH:]
         while len(waiting) or len(live.row):
             room = BATCH - len(live.row)
             if room and len(waiting):
-                live = live.joined(norm.begin(aim, waiting[:room], best))
+                live = live.joined(begun(waiting[:room]))
                 waiting = waiting[room:]
             live.turn = live.turn + 1
-            norm.step(best, live, Look.at(aim, best, live), live.fading(plan.max_iterations))
+            norm.step(best, live, Look.at(aim, best, live, hinge=norm.hinge), live.fading(plan.max_iterations))
             over = live.turn >= plan.max_iterations
             if plan.abort_early:
                 over |= live.stalls(best, plan.max_iterations)
@@ -65,8 +77,6 @@ def closest(aim: Aim, norm: Norm, plan: Plan, progress: Progress) -> AttackResul
                 live = live.kept(~norm.again(aim, best, live, over, plan, streams))
                 progress(len(images) - len(waiting) - len(live.row), len(images))
     progress(len(images), len(images))
-    spent = {"forwards": best.forwards + 1, "backwards": best.backwards}
-    return aim.measured(best.images, **spent, minimises=norm.p)
 
 
 # What is wanted -----------------------------------------------------------------------------------------------------
@@ -74,14 +84,29 @@ def closest(aim: Aim, norm: Norm, plan: Plan, progress: Progress) -> AttackResul
 
 @dataclass(frozen=True)
 class Aim(Request):
-    """A request, by images of whole 255ths or not."""
+    """A request, and how its images are searched."""
 
-    quantize: bool
+    quantize: bool = False  # by images of whole 255ths
+    surely: float = 0.0  # share of the largest logit by which an image must be past the border to count
+    rivals: Tensor | None = None  # (B,), int64, the class that is raised over the label; else the one that leads
 
     @classmethod
-    def of(cls, asked: Request, *, quantize: bool) -> Aim:
+    def of(cls, asked: Request, **how: Any) -> Aim:
         """The request as it was checked."""
-        return cls(**vars(asked), quantize=quantize)
+        return cls(**vars(asked), **how)
+
+    def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """(n,): by how much the class that is to lose leads, over the rival of `rows` (n,) if they have one."""
+        if self.rivals is None:
+            return self.goal.lead(logits, rows)
+        return self.goal.lead_over(self.rivals[rows], logits, rows)
+
+    def fits(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """(n,) bool: whether logits (n, K) of `rows` (n,) are as wanted, by more than rounding may take back."""
+        there = self.goal.reached(logits, rows)
+        if not self.surely:
+            return there
+        return there & (self.goal.lead(logits, rows) <= -self.surely * logits.abs().amax(1))
 
     def seen(self, images: Tensor) -> Tensor:
         """What the model is shown: the images, or the nearest whose values are whole 255ths."""
@@ -94,12 +119,12 @@ class Aim(Request):
         """
 
         def objective(logits: Tensor, part: slice) -> Tensor:
-            lead = self.goal.lead(logits, rows[part])
+            lead = self.lead(logits, rows[part])
             return lead.clamp(min=-self.goal.confidence) if hinge else lead
 
         logits, gradient = differentiated(self.model, images, objective)
         gradient = needed(gradient).nan_to_num(0, 0, 0) * self.where[rows]
-        return self.goal.lead(logits, rows).to(images.dtype), gradient, self.goal.reached(logits, rows)
+        return self.lead(logits, rows).to(images.dtype), gradient, self.fits(logits, rows)
 
 
 @dataclass
@@ -129,6 +154,10 @@ class Best:
         """Counts a forward and a backward of each row."""
         self.forwards[rows] += 1
         self.backwards[rows] += 1
+
+    def measured(self, asked: Request, p: float) -> AttackResult:
+        """The result, of an attack that minimises the norm p."""
+        return asked.measured(self.images, forwards=self.forwards + 1, backwards=self.backwards, minimises=p)
 
 
 # The runs of a batch ------------------------------------------------------------------------------------------------
@@ -171,14 +200,16 @@ class Runs:
         turn = self.turn.to(self.bound.dtype)
         return LAST + (1 - LAST) * (1 + torch.cos(turn * math.pi / max_iterations)) / 2
 
-    def adam(self, gradient: Tensor, rate: Tensor) -> None:
-        """A step of length `rate` (n,) down the gradient (n, C, H, W), inside the box."""
+    def adam(self, gradient: Tensor, rate: Tensor) -> Tensor:
+        """A step of length `rate` (n,) down the gradient (n, C, H, W), inside the box; the step of each value for a
+        gradient of 1."""
         decay, slow = MOMENTS
         turn = wide(self.turn).to(gradient.dtype)
         self.first = decay * self.first + (1 - decay) * gradient
         self.second = slow * self.second + (1 - slow) * gradient * gradient
         size = (self.second / (1 - slow**turn)).sqrt() + torch.finfo(gradient.dtype).tiny
         self.image = (self.image - wide(rate) * self.first / (1 - decay**turn) / size).clamp(0, 1)
+        return wide(rate) / size
 
     def stalls(self, best: Best, max_iterations: int) -> Tensor:
         """(n,) bool: rows that have come no closer since their last check, where one is due."""
@@ -226,10 +257,10 @@ class Look:
     fits: Tensor  # (n,) bool, whether it is as wanted
 
     @classmethod
-    def at(cls, aim: Aim, best: Best, live: Runs) -> Look:
+    def at(cls, aim: Aim, best: Best, live: Runs, *, hinge: bool) -> Look:
         """At where the runs have come to, counted."""
         seen = aim.seen(live.image)
-        _, gradient, fits = aim.lead_and_gradient(seen, live.row)
+        _, gradient, fits = aim.lead_and_gradient(seen, live.row, hinge=hinge)
         best.spent(live.row)
         return cls(aim.images[live.row], seen, gradient, fits)
 
@@ -255,7 +286,8 @@ def wide(values: Tensor) -> Tensor:
 class Norm(Protocol):
     """What is searched in a run, and how."""
 
-    p: float  # 0, 2 or inf
+    p: float  # 0, 1, 2 or inf
+    hinge = True  # whether a row that is as wanted has no gradient
 
     def begin(self, aim: Aim, rows: Tensor, best: Best) -> Runs:
         """The first runs of `rows` (n,)."""
@@ -267,4 +299,4 @@ class Norm(Protocol):
 
     def again(self, aim: Aim, best: Best, live: Runs, over: Tensor, plan: Plan, streams: Streams) -> Tensor:
         """Prepares the next run of the rows `over` (n,) bool, whose run is; (n,) bool: those that are done."""
-        ...
+        return over

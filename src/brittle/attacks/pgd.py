@@ -269,11 +269,7 @@ class _Walk:
         goal = self.asked.goal
         if not self.rivals:
             return goal.loss(logits, rows, self.loss)
-        label = goal.labels[rows, None]
-        ranked = self.asked.clean[rows].scatter(1, label, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        pair = torch.cat([label, ranked[:, turn % (logits.shape[1] - 1)][:, None]], 1)
-        own, rival = logits.gather(1, pair).unbind(1)
-        return own - rival
+        return goal.lead_over(self.asked.ranked(rows)[:, turn % (logits.shape[1] - 1)], logits, rows)
 
     def _size(self, step: int) -> float:
         return self.step_size * (fading(step, self.steps) if self.decay else 1.0)

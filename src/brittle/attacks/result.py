@@ -195,6 +195,11 @@ class Request:
         change."""
         return (~self.goal.reached(self.clean) & self.where.flatten(1).any(1)).nonzero().flatten()
 
+    def ranked(self, rows: Tensor) -> Tensor:
+        """(n, K - 1): of `rows` (n,) the classes but the label, the most likely of the clean image first."""
+        others = self.clean[rows].scatter(1, self.goal.labels[rows, None], -torch.inf)
+        return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
     def measured(self, adversarial: Tensor, **said: Any) -> AttackResult:
         """The result, with all other pixels as they were; arguments as for `measured`."""
         adversarial = torch.where(self.where, adversarial, self.images)
