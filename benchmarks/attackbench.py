@@ -4,8 +4,8 @@
 
 An attack may put each image forward and backward through the model `--passes` times, both counted. The model itself
 keeps the closest adversarial image that it was shown, so that no attack is judged by what it chooses to return. An
-attack's optimality is the area between its curve of robust accuracy over distance and the level at the start, as a share
-of the area for the closest image that any attack here has found: 100 % if it was the best on every image.
+attack's optimality is the area between its curve of robust accuracy over distance and the level at the start, as a
+share of the area for the closest image that any attack here has found: 100 % if it was the best on every image.
 
 The models are small and trained here once, into `--folder`. Peers are optional; those that are not installed are named.
 """
