@@ -23,7 +23,7 @@ from brittle.study.kinds.network import cell as network_cell
 from brittle.study.store import files
 from brittle.study.store.store import Store
 
-LITTLE = ["--set", "audits.quick.rows=10"]
+LITTLE = ["--set", "audits.quick.rows=20"]
 ON = ["--data", "digits"]
 SMALL = ["--set", "training.epochs=1", "--set", "rows=6", "--set", "shard_rows=3", *LITTLE]
 
