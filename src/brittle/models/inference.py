@@ -121,11 +121,13 @@ class OutOfMemory(InputError):
 
 
 def in_parts(model: nn.Module, images: Tensor, work: Callable[[slice], T]) -> list[T]:
-    """What `work`, which asks the model, gives for one part of the images after another; nothing if there are none.
+    """What `work`, which asks the model, gives for one part of the images after another; of none, for an empty part.
 
     Raises:
         OutOfMemory: if memory does not even hold one image.
     """
+    if not len(images):
+        return [work(slice(0, 0))]
     found: list[T] = []
     done = 0
     while done < len(images):
