@@ -1,7 +1,10 @@
+import argparse
+import copy
 import logging
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -10,8 +13,9 @@ from torch import nn
 
 import brittle
 from brittle.errors import InputError
-from brittle.models.networks import build, frozen, mlp
-from brittle.models.prepared import Normalised
+from brittle.models import checkpoints
+from brittle.models.networks import build, frozen, logits_of, mlp
+from brittle.models.prepared import Normalised, normalised
 from brittle.progress import silent
 from brittle.study import lookup
 from brittle.study.kinds import new_cell
@@ -136,6 +140,93 @@ def test_options_that_do_not_go_together_are_said(opened, tmp_path):
     assert "--network goes with a file of weights" in refused(opened, "opening_mine:small", network="mlp")
 
 
+@pytest.mark.parametrize("begin", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "net.encoder."])
+def test_what_wrappers_put_before_names_is_dropped_and_said(opened, tmp_path, begin):
+    state = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).state_dict()
+    state = {f"{begin}{name}": value for name, value in state.items()}
+    other = {} if set(begin.split(".")) <= {"", "module", "_orig_mod"} else {"loss.weight": torch.ones(3)}
+    torch.save({"net": {**state, **other}, "opt": {"state": {}}, "epoch": 3}, tmp_path / "w.pth.tar")
+    said = []
+    found = opened("opening_mine:small", weights=tmp_path / "w.pth.tar", say=said.append)
+    assert torch.equal(found.state_dict()["1.weight"], state[f"{begin}1.weight"])
+    assert said[0].startswith("dropped from the names of the weights: '")
+    assert [one.rpartition(": ")[2] for one in said[1:]] == list(other)
+
+
+def test_wrappers_inside_a_network_are_dropped_and_its_own_names_stay(opened, tmp_path):
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+        def forward(self, images):
+            return self.model(images)
+
+    inner, said = Inner(), []
+    state = inner.state_dict()
+    torch.save({name.replace("1.", "1.module."): value for name, value in state.items()}, tmp_path / "parts.pt")
+    torch.save(state, tmp_path / "own.pt")
+    for name, told in (("parts.pt", ["dropped from the names of the weights: 'module.'"]), ("own.pt", [])):
+        said.clear()
+        model = Inner()
+        checkpoints.fill(
+            model, checkpoints.state_of(tmp_path / name, torch.load(tmp_path / name), said.append), "x", said.append
+        )
+        assert torch.equal(model.model[1].weight, inner.model[1].weight)
+        assert said == told
+
+
+def test_a_dict_without_weights_is_said_by_its_keys(opened, tmp_path):
+    torch.save({"epoch": 3, "best": 0.9, "options": argparse.Namespace(lr=0.1)}, tmp_path / "w.pt")
+    said = refused(opened, "opening_mine:small", weights=tmp_path / "w.pt")
+    assert "must hold a state dict, tensors by name, got a dict with 'epoch', 'best', 'options'" in said
+
+
+def test_weights_beside_the_options_of_their_training_are_loaded(opened, tmp_path):
+    state = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).state_dict()
+    torch.save({"args": argparse.Namespace(lr=0.1), "model": state}, tmp_path / "w.pt")
+    assert torch.equal(opened("opening_mine:small", weights=tmp_path / "w.pt").state_dict()["1.bias"], state["1.bias"])
+
+
+def test_a_function_of_images_is_a_model(opened, tmp_path, digits):
+    (tmp_path / "answers.py").write_text(
+        "import numpy as np\n"
+        "def predict(images): return np.stack([np.asarray(images).mean((1, 2, 3)), np.ones(len(images))], 1)\n"
+        "def build(): return predict\n"
+        "def one(images): return images.mean((1, 2, 3))\n"
+    )
+    images = digits.test.images[:4]
+    for name in ("predict", "build"):
+        found = logits_of(opened(f"{tmp_path}/answers.py:{name}"), images)
+        assert torch.allclose(found[:, 0].float(), images.mean((1, 2, 3)))
+    assert logits_of(opened(f"{tmp_path}/answers.py:one"), images).shape == (4, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_mean_and_std_go_with_weights_of_any_precision(digits, dtype):
+    network = build(mlp, seed=0, channels=1, size=28, hidden=8).eval()
+    images = digits.test.images[:8]
+    found = logits_of(normalised(copy.deepcopy(network).to(dtype), (0.5,), (0.25,), 1).eval(), images)
+    expected = network((images - 0.5) / 0.25)
+    torch.testing.assert_close(found.float(), expected, atol=0.1 if dtype == torch.bfloat16 else 0.02, rtol=0)
+
+
+def test_a_layer_in_int8_is_loaded_and_has_a_digest(opened, tmp_path, digits):
+    (tmp_path / "int8.py").write_text(
+        "import torch, warnings\nfrom torch import nn\ndef net():\n"
+        " warnings.simplefilter('ignore')\n"
+        " made = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()\n"
+        " return torch.ao.quantization.quantize_dynamic(made, {nn.Linear}, dtype=torch.qint8)\n"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = opened(f"{tmp_path}/int8.py:net")
+        torch.save(network.state_dict(), tmp_path / "int8.pt")
+        again = opened(f"{tmp_path}/int8.py:net", weights=tmp_path / "int8.pt", trust=True)
+    assert torch.equal(again(digits.test.images[:3]), network(digits.test.images[:3]))
+    assert digest(again, "x:y", SHAPE) == digest(network, "x:y", SHAPE)
+
+
 # Pickles ------------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +315,9 @@ def test_mean_and_std_are_taken_ahead_of_the_model(opened, digits):
         ({"std": (0.5, 0.5)}, "--std needs one number or one for each of 1 channels, got 2"),
         ({"std": (0.0,)}, "--std must be positive, got 0"),
         ({"mean": (float("nan"),)}, "--mean must be finite, got nan"),
+        ({"mean": (125.3,)}, "--mean is of images in [0, 1], so at most 1, got 125.3: divided by 255 they are 0.4914"),
+        ({"std": 63}, "--std is of images in [0, 1], so at most 1, got 63: divided by 255 they are 0.2471"),
+        ({"mean": (-0.5,)}, "--mean is of images in [0, 1], so at least 0, got -0.5"),
     ],
 )
 def test_mean_and_std_that_do_not_fit_are_said(opened, options, said):

@@ -6,6 +6,7 @@ import argparse
 import io
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def read(path: Path, *, trust: bool) -> Any:
         ) from error
 
 
-def state_of(path: Path, found: Any, say: Say) -> dict[str, Tensor]:
+def state_of(path: Path, found: Any, say: Say) -> Mapping[str, Tensor]:
     """The tensors by name that a file of weights holds, alone or in a dict beside other things.
 
     Raises:
@@ -90,7 +91,7 @@ def state_of(path: Path, found: Any, say: Say) -> dict[str, Tensor]:
         raise InputError(
             f"weights {path} must hold tensors by name, got the name {wrong[0]!r}, a {type(wrong[0]).__name__}"
         )
-    return dict(state)
+    return state
 
 
 def _is_state(value: Mapping[Any, Any]) -> bool:
@@ -124,11 +125,14 @@ def renamed(state: Mapping[str, Tensor], wanted: Sequence[str], say: Say) -> Map
         )
     dropped = sorted({f"{part}." for name in state for part in name.split(".") if part in _WRAPPERS} | {begin} - {""})
     if dropped:
-        say(f"{' and '.join(map(repr, dropped))} in the names of the weights were dropped")
-    kept = {short.removeprefix(begin): state[name] for short, name in plain.items() if short.startswith(begin)}
-    if len(kept) < len(state):
-        say(f"{len(state) - len(kept)} tensors whose names do not begin with {begin!r} were left out")
-    return {target.get(short, short): value for short, value in kept.items()}
+        say(f"dropped from the names of the weights: {', '.join(map(repr, dropped))}")
+    kept = {short.removeprefix(begin): name for short, name in plain.items() if short.startswith(begin)}
+    if others := sorted(set(state) - set(kept.values())):
+        say(f"left out, as their names do not begin with {begin!r}: {_shortened(others)}")
+    found = OrderedDict((target.get(short, short), state[name]) for short, name in kept.items())
+    versions = getattr(state, "_metadata", {})  # of layers, by their names: those in int8 are read by them
+    vars(found)["_metadata"] = {f"{_unwrapped(name)}.".removeprefix(begin)[:-1]: one for name, one in versions.items()}
+    return found
 
 
 def _unwrapped(name: str) -> str:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -135,9 +133,10 @@ def opened(
     """
     model, expected = _network(named, options, trust, say), named.expected()
     mean, std = named.mean or expected.mean, named.std or expected.std
-    for name, used, own in (("mean", mean, named.mean), ("std", std, named.std)):
-        if used and own is None:
-            say(f"{name} {', '.join(f'{value:.4g}' for value in used)}: from {expected.source}")
+    taken = {"mean": expected.mean if named.mean is None else None, "std": expected.std if named.std is None else None}
+    if any(taken.values()):
+        told = [f"{name} {', '.join(f'{one:.4g}' for one in used)}" for name, used in taken.items() if used]
+        say(f"{', '.join(told)}: from {expected.source}")
     with users_code.users_code(
         f"model {named.text!r} cannot be put into evaluation mode, moved to {device} and copied"
     ):
@@ -244,7 +243,7 @@ def _archive(path: Path, trust: bool) -> nn.Module:
     """The network of a `torch.export` archive: torch evaluates its shapes as Python and unpickles parts of it."""
     if not trust:
         raise InputError(f"model {path} is a torch.export archive, which can run code: refused; --trust allows it")
-    with users_code.users_code(f"model {path} cannot be loaded"), _unlogged(), warnings.catch_warnings():
+    with users_code.users_code(f"model {path} cannot be loaded"), users_code.unlogged(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.load(path)
         unchecked = {"check_guards": False} if takes(program.module, "check_guards") else {}
@@ -256,17 +255,6 @@ def _without_modes(model: nn.Module) -> None:
     for module in model.modules():
         for name in {"train", "eval"} & vars(module).keys():
             del vars(module)[name]
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Nothing is logged inside: torch logs a traceback of its own before it raises."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _kind(value: object) -> str:

@@ -9,7 +9,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -22,10 +22,11 @@ from brittle.errors import InputError, first_line
 from brittle.models import checkpoints
 from brittle.models.checkpoints import Say
 from brittle.models.prepared import Expected, FixedBatch
-from brittle.models.users_code import reason, users_code
+from brittle.models.users_code import reason, unlogged, users_code
 
 TIMM = "timm:"
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+ALONE = ("timm", "onnx2torch")  # they import torchvision for what brittle does not use
 INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 
 
@@ -36,7 +37,7 @@ def needed(package: str, extra: str) -> Any:
         InputError: if it is not installed, or cannot be imported; the message says how to install it.
     """
     try:
-        with _without_torchvision(), warnings.catch_warnings():
+        with _without_torchvision() if package in ALONE else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(package)
     except ImportError as error:
@@ -60,16 +61,16 @@ def timm_network(name: str, state: Mapping[str, Tensor] | None) -> nn.Module:
     Raises:
         InputError: if timm has no such network, or its published weights cannot be had.
     """
-    timm = needed("timm", "timm")
-    options = {} if state is None else _shape_of(_timm_config(name), state)
-    with users_code(f"timm's network {name!r} cannot be built"):
+    timm, config = needed("timm", "timm"), _timm_config(name)
+    options = {} if state is None else _shape_of(config, state)
+    with unlogged(), users_code(f"timm's network {name!r} cannot be built"):
         try:
             return timm.create_model(name, pretrained=state is None, **options)
         except Exception as error:
             if state is not None:
                 raise
             raise InputError(
-                f"timm's published weights of {name} cannot be had: {first_line(error)}; --weights gives others"
+                f"timm's published weights of {name} cannot be downloaded: {first_line(error)}; --weights gives others"
             ) from error
 
 
@@ -141,7 +142,7 @@ def folder_network(folder: Path, say: Say, *, trust: bool) -> nn.Module:
     transformers = needed("transformers", "hf")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with users_code(f"the classifier in {folder} cannot be loaded"), warnings.catch_warnings():
+    with unlogged(), users_code(f"the classifier in {folder} cannot be loaded"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network, about = transformers.AutoModelForImageClassification.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=bool(own), output_loading_info=True

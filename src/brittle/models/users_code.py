@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import sysconfig
@@ -72,6 +73,17 @@ def users_code(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise InputError(f"{what}: {reason(error)}") from error
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Nothing is logged inside: packages log a traceback or their attempts of their own before they raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def reason(error: BaseException) -> str:
