@@ -77,6 +77,8 @@ def arrays(draw: random.Random) -> list[Case]:
             "labels": LABELS,
             "classes": np.array(["a", "a"]),
         },
+        "labels with a gap": {"images": IMAGES, "labels": LABELS * 2},
+        "names of outputs without an image": {"images": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c"])},
         "Fortran's order": {"images": np.asfortranarray(IMAGES), "labels": LABELS},
     }
     bad_images: dict[str, np.ndarray] = {
@@ -104,7 +106,6 @@ def arrays(draw: random.Random) -> list[Case]:
         "floating": LABELS + 0.5,
         "whole, but floating": LABELS.astype("f4") * np.nan,
         "negative": LABELS - 1,
-        "with a gap": LABELS * 2,
         "one class": LABELS * 0,
         "two dimensions": LABELS[:, None],
         "one hot": np.eye(2)[LABELS],
@@ -114,7 +115,7 @@ def arrays(draw: random.Random) -> list[Case]:
         "huge": LABELS * 2**62,
         "one a class": np.arange(count),
     }
-    bad_classes = [np.array(["a"]), np.array(["a", "b", "c"]), np.array([["a", "b"]]), np.array(3)]
+    bad_classes = [np.array(["a"]), np.array([["a", "b"]]), np.array(3)]
     cases = [
         Case(f"{name}, {how}", functools.partial(load_npz, npz(made, how == "compressed")), "taken")
         for name, made in good.items()
