@@ -51,11 +51,12 @@ FEW: dict[str, dict[str, Any]] = {  # evaluations, so that all cases take second
     "square": {"queries": 5},
     "noise": {"draws": 3},
     "minimal": {"evaluations": 6},
+    "jsma": {"gamma": 0.1, "targets": TARGETS},
     "class_mask": {"epochs": 2, "targets": TARGETS},
     "borrowed_mask": {"examples": EXAMPLES},
     "transferred": {"source": convnet(size=8, classes=3, seed=1)},
 }
-MINIMISES = {"carlini_l0": 0, "carlini_l2": 2, "carlini_linf": math.inf, "minimal": 2} | {
+MINIMISES = {"carlini_l0": 0, "carlini_l2": 2, "carlini_linf": math.inf, "jsma": 0, "minimal": 2} | {
     f"song_{number}": 0 for number in range(1, 5)
 }
 BOUND = ("fgsm", "pgd", "square", "noise")
@@ -271,7 +272,7 @@ CASES: dict[str, Case] = {
 
 def request(name: str, case: Case, **more: Any) -> tuple[Callable[..., AttackResult], dict[str, Any]]:
     options = FEW.get(name, {}) | case.options | more
-    if name == "class_mask" and "targets" not in case.options and isinstance(case.labels, Tensor):
+    if name in ("class_mask", "jsma") and "targets" not in case.options and isinstance(case.labels, Tensor):
         options["targets"] = (case.labels + 1) % 3
     if name == "transferred" and case.model is not NET and isinstance(case.model, nn.Module) and not case.refused:
         options["source"] = case.model
@@ -376,8 +377,10 @@ WRONG: dict[str, list[Any]] = {
     **dict.fromkeys(("step_size", "learning_rate", "initial_const", "epsilon"), NUMBER),
     **dict.fromkeys(("random_start", "decay", "rivals", "abort_early", "quantize", "signed", "darken", "clip"), FLAG),
     **dict.fromkeys(("stop_at_zeros", "values"), FLAG),
-    **dict.fromkeys(("norm", "loss", "keep", "arithmetic", "of"), CHOICE),
+    **dict.fromkeys(("norm", "loss", "keep", "arithmetic", "of", "output"), CHOICE),
     "area": [*NUMBER, 1.5, None],
+    "gamma": [*NUMBER, 1.5, None],
+    "theta": [0, 1.5, -2, math.nan, True, None, *TEXTS],
     "confidence": [*NUMBER[1:], None],
     "seed": [*NATURAL, 10**22],
     "etas": [[], [-1.0], [math.nan], [math.inf], ["a"], [True], 5, 750.0, "750", None, {1.0}],
@@ -448,7 +451,9 @@ def test_an_attack_of_somebody_elses_is_checked_as_far_as_it_is_annotated():
 
 # Batches -------------------------------------------------------------------------------------------------------------
 
-DRAWN: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FUNCTIONS if name != "class_mask"}
+DRAWN: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (name, {}) for name in FUNCTIONS if name not in ("class_mask", "jsma")
+}
 DRAWN |= {f"{name}, restarts": (name, {"restarts": 2}) for name in ("carlini_l0", "carlini_l2", "carlini_linf", "pgd")}
 DRAWN |= {f"minimal, L{norm}": ("minimal", {"norm": norm, "evaluations": 90}) for norm in (0, 1, math.inf)}
 DRAWN |= {f"{name}, L2": (name, {"norm": "l2", "eps": 1.0}) for name in ("pgd", "square", "noise")}

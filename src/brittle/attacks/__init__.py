@@ -3,6 +3,7 @@
 from brittle.attacks.all_targets import Cases, cases, every_target
 from brittle.attacks.carlini import carlini_l0, carlini_l2, carlini_linf
 from brittle.attacks.export import write_images
+from brittle.attacks.jsma import jsma
 from brittle.attacks.masks import borrowed_mask, class_mask, linear_mask, transferred
 from brittle.attacks.minimal import minimal
 from brittle.attacks.pgd import fgsm, pgd
@@ -22,6 +23,7 @@ __all__ = [
     "class_mask",
     "every_target",
     "fgsm",
+    "jsma",
     "linear_mask",
     "minimal",
     "noise",
