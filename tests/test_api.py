@@ -379,15 +379,15 @@ def test_distilling_runs_under_one_bar(monkeypatch: pytest.MonkeyPatch):
     [
         ({"model": lambda images: images}, "the model must be a torch.nn.Module, got function"),
         ({"images": IMAGES.numpy()}, "images must be a tensor (N, C, H, W), got ndarray"),
-        ({"batch": 0}, "batch must be an integer of at least 1, got 0"),
-        ({"batch": 2.5}, "batch must be an integer of at least 1, got 2.5"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be an integer of at least 1, got 2.5"),
         ({"labels": LABELS.numpy()}, "classes must be a tensor (12,) of int64, got ndarray"),
         ({"labels": LABELS.int()}, "classes must be int64 with one entry an image, (12,), got (12,) torch.int32"),
     ],
 )
 def test_units_are_asked_for_with_tensors(changed: dict[str, Any], message: str):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 3))
-    asked = {"model": model, "images": IMAGES, "labels": LABELS, "layers": ["1"], "batch": 4} | changed
+    asked = {"model": model, "images": IMAGES, "labels": LABELS, "layers": ["1"], "batch_size": 4} | changed
     with pytest.raises(InputError) as caught:
         brittle.units.class_gradient(**asked)
     assert str(caught.value) == message

@@ -112,8 +112,8 @@ def test_amplitudes_do_not_underflow_where_float32_does():
 
 def test_amplitudes_do_not_depend_on_the_batch():
     images = pictures(7)
-    whole = measures.gradient_amplitudes(convnet(), images, batch=7)
-    assert torch.allclose(whole, measures.gradient_amplitudes(convnet(), images, batch=2), atol=1e-6)
+    whole = measures.gradient_amplitudes(convnet(), images, batch_size=7)
+    assert torch.allclose(whole, measures.gradient_amplitudes(convnet(), images, batch_size=2), atol=1e-6)
 
 
 # Two models on the same rows ----------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_one_class_is_that_row_of_every_class(kind: str, of: Any, temperature: f
     model, layers, images = made(kind)
     classes = torch.tensor([0, 3, 1, 2, 3])
     every = prediction_gradient(model, images, layers, of=of, temperature=temperature)
-    each = prediction_gradient(model, images, layers, classes=classes, of=of, temperature=temperature, batch=2)
+    each = prediction_gradient(model, images, layers, classes=classes, of=of, temperature=temperature, batch_size=2)
     second = prediction_gradient(model, images, layers, classes=2, of=of, temperature=temperature)
     for layer in layers:
         wanted = every[layer].float()
@@ -310,7 +310,7 @@ def test_an_output_that_is_used_elsewhere_or_changed_in_place_has_its_own_gradie
 def test_one_backward_pass_gives_all_layers():
     """One forward pass a batch, and one image at the door."""
     model, images = Counting(convnet()), pictures(10)
-    prediction_gradient(model, images, ["model.0", "model.1", "model.4"], classes=1, batch=4)
+    prediction_gradient(model, images, ["model.0", "model.1", "model.4"], classes=1, batch_size=4)
     assert model.sizes == [1, 4, 4, 2]
 
 
@@ -347,8 +347,8 @@ def test_a_class_gradient_is_the_mean_of_its_images(kind: str, of: Any):
     model, layers, _ = made(kind)
     images, labels = pictures(23, dtype=torch.float64), torch.arange(23) % 4
     each = prediction_gradient(model, images, layers, classes=labels, of=of)
-    found = class_gradient(model, images, labels, layers, of=of, batch=5)
-    norms = class_gradient(model, images, labels, layers, of=of, batch=5, of_maps=True)
+    found = class_gradient(model, images, labels, layers, of=of, batch_size=5)
+    norms = class_gradient(model, images, labels, layers, of=of, batch_size=5, of_maps=True)
     for layer in layers:
         gradient = each[layer].float()
         expected = torch.stack([gradient[labels == c].mean(0) for c in range(4)])
@@ -370,7 +370,7 @@ def test_a_class_gradient_is_the_gradient_of_the_mean_prediction():
 def test_only_images_of_the_classes_that_are_wanted_are_looked_at_and_rows_come_in_their_order():
     model = Counting(convnet())
     images, labels = pictures(12), torch.tensor([0, 1, 2, 3] * 3)
-    found = class_gradient(model, images, labels, ["model.1"], classes=[3, 1], batch=64)["model.1"]
+    found = class_gradient(model, images, labels, ["model.1"], classes=[3, 1], batch_size=64)["model.1"]
     assert model.sizes == [1, 6]
     every = class_gradient(model, images, labels, ["model.1"])["model.1"]
     torch.testing.assert_close(found.log10, every.log10[[3, 1]])
@@ -383,7 +383,9 @@ def test_a_mean_of_numbers_that_no_float_holds_is_right():
     labels = predicted(model, images)
     rows = prediction_gradient(model, images, ["2"], classes=labels)["2"]
     assert rows.log10[:, 0].max() < -310
-    found = class_gradient(model, images, torch.full((3,), int(labels[0])), ["2"], classes=[int(labels[0])], batch=1)
+    found = class_gradient(
+        model, images, torch.full((3,), int(labels[0])), ["2"], classes=[int(labels[0])], batch_size=1
+    )
     whole = prediction_gradient(model, images, ["2"], classes=int(labels[0]))["2"]
     expected = whole.sum(0).log10 - math.log10(3)
     torch.testing.assert_close(found["2"].log10[0], expected, rtol=0, atol=1e-3)
@@ -413,7 +415,7 @@ def test_pooling_a_tanh_changes_neither_a_maps_gradient_nor_its_knockout():
 @every_kind
 def test_activity_is_the_mean_size_of_an_output(kind: str):
     model, layers, images = made(kind)
-    found = activity(model, images, layers, batch=2)
+    found = activity(model, images, layers, batch_size=2)
     for layer in layers:
         outputs: list[Tensor] = []
         keep = model.get_submodule(layer).register_forward_hook(lambda _m, _i, o, into=outputs: into.append(o.clone()))  # type: ignore[misc]
@@ -512,7 +514,7 @@ def test_nothing_is_left_behind_when_a_gradient_fails_halfway():
     model = Attending()
     before = condition(model)
     with pytest.raises(InputError):
-        prediction_gradient(model, pictures(2), ["enter", "attention"])
+        prediction_gradient(model, pictures(2), ["enter", "attention.out_proj"])
     with pytest.raises(InputError), knockout(model, [Unit("enter", (0,)), Unit("nothing", (0,))]):
         pass
     assert condition(model) == before
@@ -557,7 +559,7 @@ def test_many_knockouts_at_once_are_what_each_is_alone(kind: str, batch: int):
     images = pictures(9, dtype=torch.float64)
     units = some_units(model, layers, images)
     sets = [units[:count] for count in range(len(units) + 1)] + [units[1::2], units[:2], units[::-1]]
-    found = predictions_without(model, images, sets, batch=batch)
+    found = predictions_without(model, images, sets, batch_size=batch)
     expected = torch.stack([zeroed_logits(model, gone, images).argmax(1) for gone in sets])
     assert torch.equal(found, expected)
     assert len(found.unique(dim=0)) > 1
@@ -567,7 +569,7 @@ def test_what_lies_ahead_of_a_knockout_is_computed_once_and_equal_sets_are_tried
     first, second = Counting(nn.Conv2d(1, 3, 3)), Counting(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)))
     model = nn.Sequential(first, nn.Tanh(), second)
     sets = [[Unit("1", (0,))], [Unit("1", (1,))], [], [Unit("1", (1,)), Unit("1", (0,))], [Unit("1", (1,))]]
-    predictions_without(model, pictures(10), sets, batch=20)
+    predictions_without(model, pictures(10), sets, batch_size=20)
     assert first.sizes == [1, 10]  # the door's, and once for all
     assert second.sizes == [1, 20, 10, 10]  # two sets at once, the third, the whole model
 
@@ -616,7 +618,7 @@ def test_a_curve_of_few_points_has_those_of_the_whole(points: int, gone: tuple[i
 
 def test_what_units_put_out_is_what_the_layer_returns():
     model, images = convnet(), pictures(40)
-    put_out = outputs(model, images, ["0", "1"], batch=16)
+    put_out = outputs(model, images, ["0", "1"], batch_size=16)
     assert torch.allclose(put_out["0"], model[0](images))
     assert torch.allclose(put_out["1"], model[1](put_out["0"]))
 
@@ -703,22 +705,48 @@ def test_an_unknown_layer_is_answered_with_the_nearest():
         predictions_without(model, images, [[Unit("tahn2", (0,))]])
 
 
+class Pair(nn.Module):
+    """Returns a dict."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, C, H, W) -> itself, and its mean."""
+        return {"images": images, "mean": images.mean()}
+
+
+class Named(nn.Module):
+    """A layer whose output is a dict, and one that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair, self.network, self.idle = Pair(), convnet(gain=3), nn.Linear(1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K)."""
+        return self.network(self.pair(images)["images"])
+
+
 def test_a_layer_without_one_tensor_is_named():
-    model, images = Attending(), pictures(2)
+    model, images = Named(), pictures(2)
     for attempt in (
-        lambda: prediction_gradient(model, images, ["attention"]),
-        lambda: activity(model, images, ["attention"]),
-        lambda: predictions_without(model, images, [[Unit("attention", (0,))]]),
+        lambda: prediction_gradient(model, images, ["pair"]),
+        lambda: activity(model, images, ["pair"]),
+        lambda: predictions_without(model, images, [[Unit("pair", (0,))]]),
     ):
-        with told("^layer 'attention' returns a tuple, not a tensor"):
+        with told("^layer 'pair' returns a dict, not a tensor"):
             attempt()
-    with told("^layer 'attention.out_proj' is not called by the model"):
-        prediction_gradient(model, images, ["attention.out_proj"])
-    with told("^layer 'attention' returns a tuple"), knockout(model, [Unit("attention", (0,))]):
+    with told("^layer 'idle' is not called by the model"):
+        prediction_gradient(model, images, ["idle"])
+    with told("^layer 'pair' returns a dict"), knockout(model, [Unit("pair", (0,))]):
         model(images)
-    with told("^layer 'attention.out_proj' is not called"), knockout(model, [Unit("attention.out_proj", (0,))]):
-        model(images)
-    assert prediction_gradient(model, images, ["enter"], classes=1)["enter"].sign.shape == (2, 6, 8)
+
+
+def test_the_first_of_a_tuple_is_what_a_layer_puts_out():
+    model, images = Attending().double(), pictures(3, dtype=torch.float64)
+    inputs = model.enter(images[:, 0]).detach()
+    mixed = model.attention(inputs, inputs, inputs)[0].detach().requires_grad_(True)
+    (expected,) = torch.autograd.grad(model.leave(mixed.mean(1))[:, 2].sum(), mixed)
+    found = prediction_gradient(model, images, ["attention"], classes=2, of="logits")["attention"].float()
+    torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 def test_a_layer_that_does_not_keep_the_batch_is_named():
@@ -762,8 +790,8 @@ def test_a_unit_out_of_range_is_told_what_there_is(index: tuple[int, ...]):
         (torch.zeros(2, 1, 6, 6, dtype=torch.uint8), "torch.uint8$"),
         (torch.full((2, 1, 6, 6), 7.0), r"^images must lie in \[0, 1\], got \[7, 7\]$"),
         (torch.full((2, 1, 6, 6), torch.nan), r"^images must lie in \[0, 1\]"),
-        (torch.zeros(2, 1, 8, 8), r"^the model cannot take images of shape \(1, 8, 8\): mat1 and mat2"),
-        (torch.zeros(2, 3, 6, 6), r"^the model cannot take images of shape \(3, 6, 6\): "),
+        (torch.zeros(2, 1, 8, 8), r"^the model fails on images \(1, 1, 8, 8\): RuntimeError: mat1 and mat2"),
+        (torch.zeros(2, 3, 6, 6), r"^the model fails on images \(1, 3, 6, 6\): "),
     ],
 )
 def test_images_that_do_not_fit_are_refused(images: Tensor, match: str):
@@ -788,7 +816,7 @@ def of_class(model: nn.Module, images: Tensor, **options: Any) -> object:
 @pytest.mark.parametrize(
     ("match", "attempt"),
     [
-        (r"^class 2 has none of the 4 images$", of_class),
+        (r"^class 2 has none of the 4 images$", lambda m, x: of_class(m, x, classes=[1, 2])),
         (r"^classes must be different ones in 0..3, got \[4\]$", lambda m, x: of_class(m, x, classes=[4])),
         (r"^classes must be different ones in 0..3, got \[1, 1\]$", lambda m, x: of_class(m, x, classes=[1, 1])),
         (r"^classes must be different ones in 0..3, got \[\]$", lambda m, x: of_class(m, x, classes=[])),
@@ -823,12 +851,106 @@ def test_progress_is_told():
     def progress(done: int, total: int, note: str = "") -> None:
         told.append((done, total))
 
-    prediction_gradient(model, images, ["1"], classes=0, batch=4, progress=progress)
+    prediction_gradient(model, images, ["1"], classes=0, batch_size=4, progress=progress)
     assert told == [(4, 10), (8, 10), (10, 10)]
     told.clear()
-    class_gradient(model, images, labels, ["1"], batch=5, progress=progress)
-    activity(model, images, ["1"], batch=5, progress=progress)
+    class_gradient(model, images, labels, ["1"], batch_size=5, progress=progress)
+    activity(model, images, ["1"], batch_size=5, progress=progress)
     assert told == [(5, 10), (10, 10)] * 2
     told.clear()
-    predictions_without(model, images, [[], [Unit("1", (0,))]], batch=5, progress=progress)
+    predictions_without(model, images, [[], [Unit("1", (0,))]], batch_size=5, progress=progress)
     assert told == [(10, 20), (20, 20)]
+
+
+# Networks of all kinds ------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """A patch convolution, attention over its tokens, a normalisation, and an MLP."""
+
+    def __init__(self, own: bool):
+        super().__init__()
+        self.patch = nn.Conv2d(1, 8, 2, 2)
+        self.mixed = (
+            nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) if own else nn.MultiheadAttention(8, 2, batch_first=True)
+        )
+        self.norm = nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K)."""
+        tokens = self.patch(images).flatten(2).transpose(1, 2)
+        mixed = self.mixed(tokens) if isinstance(self.mixed, nn.Sequential) else self.mixed(tokens, tokens, tokens)[0]
+        return self.head(self.mlp(self.norm(tokens + mixed)).mean(1))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_channels_are_the_units_of_tokens_and_attention_has_default_layers(own: bool):
+    torch.manual_seed(0)
+    model, images = Attention(own).eval(), pictures(6)
+    labels = torch.arange(6) % 4
+    assert telling_layers(model, images[:1]) == ["mixed", "mlp.1"]
+    layers = ["mixed", "norm", "mlp.1", "mlp.2"]
+    found = class_gradient(model, images, labels, layers)
+    shapes = {name: tuple(values.log10.shape) for name, values in found.items()}
+    assert shapes == {"mixed": (4, 8, 9), "norm": (4, 8, 9), "mlp.1": (4, 12, 9), "mlp.2": (4, 8, 9)}
+    assert outputs(model, images, ["norm"])["norm"].shape == (6, 8, 9)
+    tokens = model.norm.register_forward_hook(lambda _module, _inputs, output: output.index_fill(2, torch.tensor(3), 0))
+    expected = model(images).argmax(1)
+    tokens.remove()
+    assert torch.equal(predictions_without(model, images, [[Unit("norm", (3,))]])[0], expected)
+
+
+def test_an_activation_that_goes_on_in_place_changes_nothing_that_was_kept():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+    other = copy.deepcopy(plain)
+    other[1] = nn.ReLU(inplace=True)
+    kept = outputs(other, pictures(3), ["0"])["0"]
+    assert torch.equal(kept, outputs(plain, pictures(3), ["0"])["0"])
+    assert (kept < 0).any()
+
+
+class Bottleneck(nn.Module):
+    """One ReLU, used at two widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.narrow, self.wide, self.relu = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1), nn.ReLU(inplace=True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.relu(self.wide(self.relu(self.narrow(maps))) + maps)
+
+
+def test_a_layer_used_at_several_widths_is_no_default_layer():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), Bottleneck(), nn.Flatten(), nn.Linear(128, 4))
+    images, labels = pictures(8), torch.arange(8) % 4
+    assert telling_layers(model, images[:1]) == ["1"]
+    class_gradient(model, images, labels, telling_layers(model, images[:1]))
+    alone = nn.Sequential(nn.Conv2d(1, 8, 3), Bottleneck(), nn.Flatten(), nn.Linear(128, 4))
+    assert telling_layers(alone, images[:1]) == ["0", "1.narrow", "1.wide"]
+
+
+def test_classes_without_images_are_left_out_and_said():
+    model, images = convnet(gain=3), pictures(4)
+    labels = torch.tensor([3, 1, 1, 3])
+    with pytest.warns(UserWarning, match=r"^2 of 4 classes have no images and are left out: 0, 2$"):
+        found = class_gradient(model, images, labels, ["0"])["0"]
+    asked = class_gradient(model, images, labels, ["0"], classes=[1, 3])["0"]
+    assert torch.equal(found.log10, asked.log10)
+
+
+def test_layers_of_a_compiled_model_are_found_by_the_names_they_had():
+    plain, images, labels = convnet(gain=3).eval(), pictures(8), torch.arange(8) % 4
+    expected = class_gradient(plain, images, labels, ["1"])["1"].log10
+    whole = torch.compile(copy.deepcopy(plain), backend="eager")
+    inside = nn.Sequential(torch.compile(copy.deepcopy(plain), backend="eager"))
+    own = copy.deepcopy(plain)
+    own.compile(backend="eager")
+    for model, names in ((whole, ("1", "_orig_mod.1")), (inside, ("0.1", "0._orig_mod.1")), (own, ("1",))):
+        model(images[:2])  # compiled for this shape, it does not call hooks
+        for name in names:
+            assert torch.equal(class_gradient(model, images, labels, [name])[name].log10, expected)
+        assert telling_layers(model, images[:1]) == [names[0]]

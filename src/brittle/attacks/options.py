@@ -8,6 +8,7 @@ import math
 import numbers
 import reprlib
 import types
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -58,8 +59,12 @@ def checked(attack: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         batch_size = None if own else kwargs.pop(BATCH_SIZE.name, None)
         check_options(attack, kwargs)
-        with asking(batch_size), torch.inference_mode(False), torch.enable_grad():
-            return attack(*_as_classifier(*args), **kwargs)
+        with asking(batch_size) as asked, torch.inference_mode(False), torch.enable_grad():
+            found = attack(*_as_classifier(*args), **kwargs)
+        if asked.unfit and not asked.known:
+            said = f"{asked.unfit:,} of {asked.answered:,} answers of the model were NaN or infinity"
+            warnings.warn(f"{said}: none counts as fooled", stacklevel=2)
+        return found
 
     if not own:
         vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), BATCH_SIZE])

@@ -8,6 +8,7 @@ cross entropy rises and never vanish; the margin looks at the label and its stro
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,8 @@ from brittle.attacks.options import Count, Positive, Seed, checked
 from brittle.attacks.result import BATCH, AttackResult, Bound, Request, answers, check_request, frozen
 from brittle.attacks.streams import Streams
 from brittle.errors import InputError
-from brittle.models.inference import differentiated
+from brittle.models.inference import asked_how, differentiated
+from brittle.models.networks import NO_GRADIENT
 from brittle.progress import Progress, silent
 
 BallNorm = Literal["linf", "l2"]
@@ -103,7 +105,8 @@ def pgd(
         rivals: let walk k raise the class that is k-th most likely on the clean image over the label, rather than the
             one that leads (Gowal et al. 2019). Goes with the margin and without targets.
         keep: 'best' ends a row's walk at the first point that is as wanted. 'last' judges the end of each walk alone,
-            as the common libraries do: where it finds less, points on the way were lost.
+            as the common libraries do: where it finds less, points on the way were lost. A model that varies is judged
+            at the end of the first walk.
         seed: of the random starts, which depend on it and on the image, not on the batch.
         progress: told the number of rows finished.
 
@@ -241,19 +244,20 @@ class _Walk:
 
     def go(self, found: Found, rows: Tensor, points: Tensor, turn: int) -> None:
         """Walks `rows` (n,) from `points` (n, C, H, W), one batch."""
+        early = self.keep == "best" and not self.asked.varies  # one run of a model that varies says little
         for step in range(self.steps + 1):
             ends = step == self.steps  # the last turn only looks at where the last step led
             logits, gradient = self._look(points, rows, turn, ends)
             found.forwards[rows] += 1
             reached = self.asked.goal.reached(logits, rows)
-            if self.keep == "best" or ends:
-                found.take(rows, points, reached)
+            if early or ends:
+                found.take(rows, points, reached | self.asked.varies)
             if ends:
                 return
             assert gradient is not None
             found.backwards[rows] += 1
             points = self.ball.into(points - self.ball.step(gradient, self._size(step)), rows)
-            if self.keep == "best" and reached.any():
+            if early and reached.any():
                 rows, points = rows[~reached], points[~reached]
                 if not len(rows):
                     return
@@ -262,7 +266,11 @@ class _Walk:
         if ends:
             return answers(self.asked.model, points), None
         logits, gradient = differentiated(self.asked.model, points, lambda z, part: self._falls(z, rows[part], turn))
-        return logits, torch.zeros_like(points) if gradient is None else self.ball.only(gradient, rows)
+        if gradient is None:
+            if not asked_how().known:
+                warnings.warn(f"{NO_GRADIENT}: the only points tried are where the walks begin", stacklevel=2)
+            return logits, torch.zeros_like(points)
+        return logits, self.ball.only(gradient, rows)
 
     def _falls(self, logits: Tensor, rows: Tensor, turn: int) -> Tensor:
         """(n,): falls as the rows come nearer, in walk `turn`."""

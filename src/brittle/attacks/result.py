@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks.goal import Goal, checked_where
+from brittle.attacks.judging import Votes, for_good, led, mean_logits, nature
 from brittle.errors import InputError, first_line
-from brittle.models.inference import BATCH, answers, logits_in_batches
+from brittle.models.inference import BATCH, answers, asked_how, logits_in_batches
 from brittle.models.networks import frozen, logits_of
 
 __all__ = [
@@ -176,6 +177,8 @@ class AttackResult:
         ]
 
 
+VARIES = "the model answers differently each time"
+BY_BATCH = "the model's answer to an image depends on the other images of its batch"
 _NORMS = {0: "L0", 1: "L1", 2: "L2", math.inf: "L-infinity"}
 
 
@@ -187,7 +190,8 @@ class Request:
     images: Tensor  # (B, C, H, W), in [0, 1], float32 or float64
     goal: Goal  # on the images' device
     where: Tensor  # (B, 1, H, W), bool: the pixels that may change
-    clean: Tensor  # (B, K), the model's logits of the images
+    clean: Tensor  # (B, K), the model's logits of the images; of a model that varies the mean of many runs
+    varies: bool  # whether the model answers differently each time
 
     @property
     def waiting(self) -> Tensor:
@@ -202,9 +206,9 @@ class Request:
 
     def measured(self, adversarial: Tensor, **said: Any) -> AttackResult:
         """The result, with all other pixels as they were; arguments as for `measured`."""
-        adversarial = torch.where(self.where, adversarial, self.images)
-        goal = self.goal
-        return measured(self.model, self.images, goal.labels, adversarial, targets=goal.targets, **said)
+        adversarial, goal = torch.where(self.where, adversarial, self.images), self.goal
+        more: dict[str, Any] = {"targets": goal.targets, "varies": self.varies}
+        return measured(self.model, self.images, goal.labels, adversarial, **more, **said)
 
 
 def check_request(
@@ -225,14 +229,16 @@ def check_request(
             together.
 
     Warns:
-        UserWarning: if the model returns probabilities where logits are expected.
+        UserWarning: if the model returns probabilities where logits are expected, varies from run to run, or answers
+            an image by the other images of its batch.
     """
     _check_model(model)
     images = checked_images("images", images)
+    check_device(model, images)
     labels = _classes("labels", labels, images)
     targets = None if targets is None else _classes("targets", targets, images)
     where = checked_where(where, images)
-    clean = _clean_logits(model, images)
+    clean, varies = _clean_logits(model, images)
     for name, classes in (("labels", labels), ("targets", targets)):
         if classes is not None and not 0 <= classes.min() <= classes.max() < clean.shape[1]:
             raise InputError(
@@ -247,7 +253,7 @@ def check_request(
             "gradients of a softmax of a softmax are too small",
             stacklevel=3,
         )
-    return Request(model, images, Goal(labels, targets, confidence), where, clean)
+    return Request(model, images, Goal(labels, targets, confidence), where, clean, varies)
 
 
 def checked_images(name: str, images: Tensor) -> Tensor:
@@ -278,6 +284,13 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
+def check_device(model: nn.Module, images: Tensor) -> None:
+    """Raises InputError unless the model's weights, if it has any, are where the images are."""
+    device = next((one.device for one in (*model.parameters(), *model.buffers())), images.device)
+    if device != images.device:
+        raise InputError(f"the model is on {device} and the images are on {images.device}: move one to the other")
+
+
 def _classes(name: str, classes: Tensor, images: Tensor) -> Tensor:
     if not isinstance(classes, Tensor):
         raise InputError(f"{name} must be a tensor of int64 with one entry an image, got {_kind(classes)}")
@@ -289,7 +302,8 @@ def _classes(name: str, classes: Tensor, images: Tensor) -> Tensor:
     return classes.clone().to(images.device)
 
 
-def _clean_logits(model: nn.Module, images: Tensor) -> Tensor:
+def _clean_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, bool]:
+    """The logits of the clean images, and whether the model varies."""
     try:
         logits = logits_in_batches(model, images)
     except InputError:
@@ -300,7 +314,16 @@ def _clean_logits(model: nn.Module, images: Tensor) -> Tensor:
         raise InputError(f"the model must return logits ({len(images)}, K) with K >= 2, got {tuple(logits.shape)}")
     if not torch.isfinite(logits).all():
         raise InputError("the model returns logits that are not finite on the clean images")
-    return logits
+    how = asked_how()
+    found = "plain" if how.known else nature(model, images, logits)
+    if found == "varies":
+        warnings.warn(f"{VARIES}: an image counts as fooled where more than half of many fresh runs are", stacklevel=4)
+        return mean_logits(model, images), True
+    if found == "by batch":
+        warnings.warn(f"{BY_BATCH}: each image is shown to it alone", stacklevel=4)
+        how.batch_size = 1
+        return logits_in_batches(model, images), False
+    return logits, False
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
@@ -324,17 +347,32 @@ def measured(
     pixels: Tensor | None = None,
     minimises: float | None = None,
     bound: Bound | None = None,
+    varies: bool = False,
 ) -> AttackResult:
     """The result of an attack, with success measured anew on `adversarial` rather than taken from the attack's word.
 
     Rows that failed get their clean image back, and no pixels; NaN, in an image or in its logits, is a failure. The
-    check itself is not counted in `forwards`.
+    check itself is not counted in `forwards`. Of an attack that minimises a norm, the perturbations are made longer
+    where the model errs by less than another machine's rounding; see `judging`, also for a model that `varies`.
     """
     images, adversarial = images.detach(), adversarial.detach()
-    logits = logits_in_batches(model, adversarial)
-    success = Goal(labels, targets).reached(logits) & adversarial.isfinite().flatten(1).all(1)
-    reached = logits.argmax(1)
-    unchanged = predictions(model, images) if not success.all() else reached
+    every, goal = torch.arange(len(images), device=images.device), Goal(labels, targets)
+    if varies:
+        before = Votes.of(model, images, every, goal.reached)
+        trivial = before.share > 0.5
+        adversarial = torch.where(trivial.view(-1, 1, 1, 1), images, adversarial)
+        pixels = None if pixels is None else pixels.masked_fill(trivial[:, None], -1)
+        success = trivial | for_good(model, adversarial, every, goal.reached, before.share)
+        after = Votes.of(model, adversarial, every, goal.reached).classes
+        reached = after.scatter(1, labels[:, None], -1).argmax(1) if targets is None else targets
+        unchanged = labels if targets is None else before.classes.argmax(1)
+    else:
+        logits = logits_in_batches(model, adversarial)
+        if minimises is not None and pixels is None:
+            adversarial, logits = led(model, images, adversarial, logits, goal)
+        success, reached = goal.reached(logits), logits.argmax(1)
+        unchanged = predictions(model, images) if not success.all() else reached
+    success = success & adversarial.isfinite().flatten(1).all(1)
 
     def each(count: Tensor | int) -> Tensor:
         return torch.as_tensor(count, device=images.device).expand(len(images)).clone()

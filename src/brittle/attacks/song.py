@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks.options import Count, Temperature, checked
-from brittle.attacks.pixel_flips import flip_logits
+from brittle.attacks.pixel_flips import flip_values
 from brittle.attacks.result import (
     BATCH,
     AttackResult,
@@ -240,12 +240,19 @@ class _Differences(_Maps):
     def __call__(self, rows: Tensor, images: Tensor, free: Tensor, progress: Progress) -> _Map:
         untouched = torch.equal(free, _free(self.asked)[rows])
         current = self.asked.clean[rows] if untouched else logits_in_batches(self.asked.model, images)
+        aim = self.asked.goal.classes[rows]
+
+        def change_of(logits: Tensor, place: Tensor) -> Tensor:
+            return self._change(logits, current[place], aim[place])
+
         if self.flips is not None and untouched:
             logits, evaluations = (one[rows] for one in self.flips)
+            place = torch.arange(len(rows), device=rows.device).repeat_interleave(logits[0, ..., 0].numel())
+            change = change_of(logits.flatten(0, 2), place).view(logits.shape[:3])
         else:
             wanted = torch.stack([free & self.darken, free], 1)
-            logits, evaluations = flip_logits(self.asked.model, images, current, wanted=wanted, progress=progress)
-        change = self._change(logits, current, self.asked.goal.classes[rows], self.asked.goal.sign)
+            told = {"wanted": wanted, "progress": progress}
+            change, evaluations = flip_values(self.asked.model, images, current, change_of, **told)
         none = -torch.inf if self.arithmetic == "exact" and not self.signed else 0.0
         zeros = (change == none).flatten(1).all(1)
         to_zero, to_one = change.unbind(1)
@@ -253,30 +260,28 @@ class _Differences(_Maps):
             to_zero = torch.full_like(to_zero, -torch.inf)
         return _Map(torch.maximum(to_zero, to_one), to_one >= to_zero, zeros, evaluations + int(not untouched))
 
-    def _change(self, logits: Tensor, current: Tensor, aim: Tensor, sign: int) -> Tensor:
-        """(n, 2, P): what flips with logits (n, 2, P, K) make of the loss of images with logits (n, K)."""
-        aims = aim[:, None, None].expand(logits.shape[:3])
+    def _change(self, logits: Tensor, current: Tensor, aim: Tensor) -> Tensor:
+        """(n,): what flips with logits (n, K) make of the loss of class `aim` (n,) of images with logits (n, K)."""
+        sign = self.asked.goal.sign
         if self.arithmetic == "float32":
-            before = cross_entropy_float32(current, aim, self.temperature)[:, None, None]
-            change = cross_entropy_float32(logits, aims, self.temperature) - before
+            before = cross_entropy_float32(current, aim, self.temperature)
+            change = cross_entropy_float32(logits, aim, self.temperature) - before
             change = sign * change if self.signed else change.abs()
             return change.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         if self.signed:  # the loss rises and falls with the log-odds
-            before = log_odds(current, aim, self.temperature)[:, None, None]
-            return sign * (log_odds(logits, aims, self.temperature) - before)
+            return sign * (log_odds(logits, aim, self.temperature) - log_odds(current, aim, self.temperature))
         before = cross_entropy(current, aim, self.temperature)
-        return _log_change(cross_entropy(logits, aims, self.temperature), before)
+        return _log_change(cross_entropy(logits, aim, self.temperature), before)
 
 
 def _log_change(after: SignedLog, before: SignedLog) -> Tensor:
-    """log10 |after - before| of two losses, (B, 2, P) and (B,): (B, 2, P), -inf where they are equal.
+    """log10 |after - before| of two losses, (n,) each: -inf where they are equal.
 
     Not the difference of the log-odds, whose size would rank a fall of the loss from 1e-40 to 1e-80, which is nothing,
     with a rise from 1e-40 to 1.
     """
-    start = before.log10[:, None, None]
-    gap = (after.log10 - start).abs() * LN10
-    return torch.maximum(after.log10, start) + (-torch.expm1(-gap)).log10()
+    gap = (after.log10 - before.log10).abs() * LN10
+    return torch.maximum(after.log10, before.log10) + (-torch.expm1(-gap)).log10()
 
 
 # The loop -----------------------------------------------------------------------------------------------------------

@@ -241,9 +241,10 @@ def audit(
     reference = None if reference is None else as_classifier(reference, split.images)
     usual = usual_eps(split.images, norm)
     eps = usual if eps is None else float(eps)
-    with seeded(seed), asking(batch_size), warnings.catch_warnings():
+    with seeded(seed), asking(batch_size) as asked, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the model's outputs look like probabilities")  # the door says it once
         door = sanity_check(model, split)
+        asked.known = True
         reference, door = _useful(reference, door, split)
         plan = BUDGETS[budget]
         request = f"{eps} {budget} {reference is not None}"
@@ -254,11 +255,14 @@ def audit(
             progress(min(next(done), TURNS - 1), TURNS, f"{name}, {left:.1%} left")
 
         suite = Suite(model, door, best_found, norm, eps, plan, reference, seed, tell)
-        suite.run_all()
-        common = Share(round(suite.steps[0].left * len(split)), len(split))
-        made, gradients, curves, undefended = (_l0_checks if norm == "l0" else _all_checks)(suite)
-        suite.note_the_rest()
+        if door.accuracy.count:
+            suite.run_all()
+            made, gradients, curves, undefended = (_l0_checks if norm == "l0" else _all_checks)(suite)
+            suite.note_the_rest()
+        else:  # nothing is left to attack
+            made, gradients, curves, undefended = _door_checks(door), None, [], None
         right = best_found.right(eps)
+        common = Share(round(suite.steps[0].left * len(split)), len(split)) if suite.steps else share(right)
         left = share(right)
         beside = None if undefended is None else paired(right, undefended)
         verdict = decide(
@@ -349,14 +353,22 @@ def _useful(reference: nn.Module | None, door: ModelFacts, split: Split) -> tupl
     return None, replace(door, remedies=(*door.remedies, said))
 
 
+def _door_checks(door: ModelFacts) -> list[Check]:
+    return [checks.accuracy(door), checks.determinism(door), checks.alone(door), checks.outputs(door)]
+
+
 def _all_checks(suite: Suite) -> tuple[list[Check], Gradients, list[Curve], Tensor | None]:
-    """The checks in L-infinity and L2, the curves, and the images that the reference has right under attack."""
+    """The checks in L-infinity and L2, the curves, and the images that the reference has right under attack.
+
+    Where no image is left, no attack can be too weak: checks that attack again to find out are left out.
+    """
     door = suite.door
     gradients = suite.gradients
-    made = [checks.accuracy(door), checks.determinism(door), checks.alone(door), checks.outputs(door)]
-    way = checks.trace(suite)
-    made += [checks.finite(suite), checks.converged(suite), checks.settled(way), checks.silent_success(way)]
-    made += [checks.one_step(suite), checks.black_box(suite), checks.binarization(suite)]
+    made = [*_door_checks(door), checks.finite(suite), checks.one_step(suite)]
+    if suite.best_found.left(suite.eps):
+        way = checks.trace(suite)
+        made += [checks.converged(suite), checks.settled(way), checks.silent_success(way)]
+        made += [checks.black_box(suite), checks.binarization(suite)]
     worth = (checks.mending(suite.steps, cause) for cause in ("stochastic", "scale", "precision", "loss", "shattered"))
     made += [one for one in worth if one is not None]
     made += [checks.vanishing(gradients), checks.blocked(gradients), checks.foretelling(gradients)]
@@ -379,8 +391,7 @@ def _all_checks(suite: Suite) -> tuple[list[Check], Gradients, list[Curve], Tens
 def _l0_checks(suite: Suite) -> tuple[list[Check], None, list[Curve], Tensor | None]:
     """The checks in L0, and one curve."""
     door, best_found = suite.door, suite.best_found
-    made = [checks.accuracy(door), checks.determinism(door), checks.alone(door), checks.outputs(door)]
-    made.append(checks.finite(suite))
+    made = [*_door_checks(door), checks.finite(suite)]
     worth = (checks.mending(suite.steps, cause) for cause in ("scale", "shattered"))
     made += [one for one in worth if one is not None]
     pixels = best_found.images[0, 0].numel()
@@ -400,7 +411,10 @@ def _grid(suite: Suite) -> tuple[tuple[float, ...], float, float]:
 
 
 def _common_curve(suite: Suite, grid: tuple[float, ...]) -> Curve:
-    """The baseline attack at every eps; at the audit's, as the first step has it."""
+    """The baseline attack at every eps; at the audit's, as the first step has it.
+
+    Once it leaves no image, it is not made again at a larger eps: what it found lies in the larger ball too.
+    """
     best_found = suite.best_found
     rows = (best_found.size > 0).nonzero().flatten()
 
@@ -412,13 +426,12 @@ def _common_curve(suite: Suite, grid: tuple[float, ...]) -> Curve:
         fooled &= best_found.sizes_of(found, rows) <= within(eps)
         return int((~fooled).sum()) / len(best_found.labels)
 
-    left = [
-        suite.steps[0].left
-        if eps == suite.eps
-        else suite.cached_step(f"baseline attack at {eps:.3g}", partial(right, eps))
-        for eps in grid
-    ]
-    return Curve("baseline attack", grid, tuple(left), len(best_found.labels))
+    left = {suite.eps: suite.steps[0].left}
+    for eps in grid:
+        none = any(at <= eps and not value for at, value in left.items())
+        if eps != suite.eps:
+            left[eps] = 0.0 if none else suite.cached_step(f"baseline attack at {eps:.3g}", partial(right, eps))
+    return Curve("baseline attack", grid, tuple(left[eps] for eps in grid), len(best_found.labels))
 
 
 def _whole_curve(suite: Suite, grid: tuple[float, ...]) -> Curve:

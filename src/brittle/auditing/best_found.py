@@ -15,13 +15,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from brittle.attacks.judging import Votes, for_good
 from brittle.attacks.result import logits_in_batches
 from brittle.models.checkpoint import save
 from brittle.models.networks import seeded
 
 T = TypeVar("T")
 Norm = Literal["linf", "l2", "l0"]
-JUDGES = 21  # runs of a model that is not deterministic, of which more than half must be wrong
 KEPT = ("size", "adversarial", "unfit", "minimal")  # by a checkpoint
 SIZES: dict[Norm, float] = {"linf": torch.inf, "l2": 2, "l0": 0}
 
@@ -59,11 +59,14 @@ class BestFound:
     adversarial: Tensor = field(init=False)  # (N, C, H, W)
     unfit: Tensor = field(init=False)
     minimal: Tensor = field(init=False)
+    wrong: Tensor = field(init=False)  # (N,), the share of runs in which the model errs on the clean image
     by: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.unfit, self.minimal = torch.zeros((2, len(self.images)), dtype=torch.bool, device=self.images.device)
-        wrong = self.fooled(self.images, torch.arange(len(self.images), device=self.images.device))
+        every = torch.arange(len(self.images), device=self.images.device)
+        self.wrong = Votes.of(self.model, self.images, every, self._errs, *([1] if self.deterministic else [])).share
+        wrong = self.wrong > 0.5
         self.size = torch.full((len(self.images),), torch.inf, dtype=torch.float64, device=self.images.device)
         self.size[wrong] = 0
         self.adversarial = self.images.clone()
@@ -110,20 +113,21 @@ class BestFound:
         return hashed.hexdigest()
 
     def fooled(self, images: Tensor, rows: Tensor) -> Tensor:
-        """(n,) bool: whether the model errs on images (n, C, H, W) of `rows`; most of the time, if it varies.
+        """(n,) bool: whether the model errs on images (n, C, H, W) of `rows`; for good if it varies, see `for_good`.
 
         An answer of NaN or infinity is no error: it names no class. It is noted in `unfit`.
         """
         if not len(rows):
             return torch.zeros(0, dtype=torch.bool, device=rows.device)
-        runs = 1 if self.deterministic else JUDGES
-        errs = []
-        for _ in range(runs):
-            logits = logits_in_batches(self.model, images)
-            finite = logits.isfinite().all(1)
-            self.unfit[rows] |= ~finite
-            errs.append(finite & (logits.argmax(1) != self.labels[rows]))
-        return torch.stack(errs).double().mean(0) > 0.5
+        if not self.deterministic:
+            return for_good(self.model, images, rows, self._errs, self.wrong[rows])
+        return self._errs(logits_in_batches(self.model, images), rows)
+
+    def _errs(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """(n,) bool: whether logits (n, K) of `rows` (n,) name another class than the label."""
+        finite = logits.isfinite().all(1)
+        self.unfit[rows] |= ~finite
+        return finite & (logits.argmax(1) != self.labels[rows])
 
     def right(self, eps: float) -> Tensor:
         """(N,) bool: rows that no change up to `eps` is known to fool."""

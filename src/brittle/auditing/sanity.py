@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from brittle.attacks.judging import APART, SPREAD, apart
 from brittle.attacks.result import BATCH, answers, logits_in_batches
 from brittle.data import Split
 from brittle.errors import InputError, first_line
 from brittle.measures import Share, accuracy
+from brittle.models.inference import asked_how
 from brittle.models.networks import frozen, logits_of
 
 RUNS = 5  # of which all must agree
+ONE_CLASS = "All images are of one class: draw them at random from all classes."
 ALONE = 16  # images that are compared alone and in a batch
 
 
@@ -57,12 +60,15 @@ class ModelFacts:
 
     @property
     def independent(self) -> bool:
-        """Whether an image's answer is its own: 1 % lets 16-bit rounding through."""
-        return self.neighbours <= 0.01
+        """Whether an image's answer is its own."""
+        return self.neighbours <= APART
 
 
 def sanity_check(model: nn.Module, split: Split) -> ModelFacts:
     """Runs the model on the clean images, five times on some of them.
+
+    A model whose answer to an image depends on the other images of the batch is shown each image alone from here on,
+    inside the caller's `inference.asking`.
 
     Raises:
         InputError: if the images are not as `data.Split` says, or the model does not give finite logits (N, K) for
@@ -78,7 +84,10 @@ def sanity_check(model: nn.Module, split: Split) -> ModelFacts:
         updates = any(not torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
         alone = torch.cat([logits_of(model, few[row : row + 1]).double() for row in range(min(ALONE, len(few)))])
     spread = (runs - runs[0]).abs().amax() / runs.abs().amax().clamp(min=1e-30)
-    deterministic = bool(spread < 1e-4)  # the order of sums on several threads or a GPU gives about 1e-6
+    deterministic = bool(spread < SPREAD)
+    neighbours = apart(alone, runs[0, : len(alone)]) if deterministic else 0.0
+    if neighbours > APART:
+        asked_how().batch_size = 1
     logits = logits_in_batches(model, images)
     if not deterministic:
         logits = torch.stack([logits, *(logits_in_batches(model, images) for _ in range(RUNS - 1))]).mean(0)
@@ -100,7 +109,7 @@ def sanity_check(model: nn.Module, split: Split) -> ModelFacts:
         half=half and not probabilities and logits.unique().numel() > 64,
         training=any(module.training for module in model.modules()),
         margin=(top[:, 0] - top[:, 1]).median().item(),
-        neighbours=_apart(alone, runs[0, : len(alone)]) if deterministic else 0.0,
+        neighbours=neighbours,
         updates=updates,
         remedies=(),
     )
@@ -115,13 +124,6 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
         raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]: put any scaling inside the model")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise InputError(f"labels must be int64, one an image ({len(images)},), got {tuple(labels.shape)}")
-
-
-def _apart(alone: Tensor, together: Tensor) -> float:
-    """How far two sets of logits (n, K) are apart, relative to the larger; what all classes share tells none apart."""
-    first, second = (logits - logits.mean(1, keepdim=True) for logits in (alone, together))
-    size = torch.maximum(first.abs().amax(1), second.abs().amax(1)).clamp(min=1e-30)
-    return ((first - second).abs().amax(1) / size).max().item()
 
 
 def check_outputs(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -161,8 +163,8 @@ def _remedies(door: ModelFacts, labels: Tensor) -> list[str]:
         said.append("All logits are 16-bit numbers: compute the last layers in float32.")
     if not door.independent:
         said.append(
-            "The model's answer to an image depends on the other images of the batch: switch batch normalisation (or "
-            "whatever looks at the whole batch) to fixed statistics."
+            "The model's answer to an image depends on the other images of the batch, so each image was shown to it "
+            "alone: switch batch normalisation (or whatever looks at the whole batch) to fixed statistics."
         )
     if door.updates:
         said.append(
@@ -171,7 +173,9 @@ def _remedies(door: ModelFacts, labels: Tensor) -> list[str]:
         )
     if door.training:
         said.append("The model came in training mode: call model.eval() before use.")
-    if door.accuracy.interval[1] < 1.5 * door.chance:
+    if door.chance == 1 and len(labels) > 1:
+        said.append(ONE_CLASS)
+    elif door.accuracy.interval[1] < min(1.5 * door.chance, (1 + door.chance) / 2):
         said.append(
             f"Accuracy on clean images is {door.accuracy.value:.1%}, little more than a constant answer reaches "
             f"({door.chance:.1%}): check the labels' order and the preprocessing."

@@ -309,7 +309,10 @@ def has_gradient(model: nn.Module, images: Tensor) -> bool:
 
 
 def autoattack(model: nn.Module, norm: str, eps: float, seed: int) -> Attack | None:
-    """AutoAttack's standard version by pyautoattack (Croce and Hein 2020), None where that is not installed."""
+    """AutoAttack's standard version by pyautoattack (Croce and Hein 2020), None where that is not installed.
+
+    Of fewer than ten classes it aims at all others; of fewer than four it runs without its targeted APGD.
+    """
     try:
         from pyautoattack import AutoAttack  # type: ignore[import-not-found]
     except ImportError:
@@ -326,6 +329,11 @@ def autoattack(model: nn.Module, norm: str, eps: float, seed: int) -> Attack | N
                 device=images.device,
             )
             made.verbose = False
+            rivals = answers(model, images[:1]).shape[1] - 1
+            made.fab.n_target_classes = min(9, rivals)
+            made.apgd_targeted.n_target_classes = min(made.apgd_targeted.n_target_classes, rivals)
+            if rivals < 3:  # the loss of apgd-t looks at the four largest logits
+                made.attacks_to_run = [name for name in made.attacks_to_run if name != "apgd-t"]
             found, _ = made.run_standard_evaluation(images, labels, batch_size=at_once(model, images))
         return measured(model, images, labels, found, forwards=1, backwards=0)  # its evaluations are not told
 

@@ -4,7 +4,7 @@ The rules, in their order. `common` is the accuracy under the baseline attack, `
 the robust accuracy:
 
 1. A model no better than a constant answer, or whose answer to an image depends on the rest of the batch, has nothing
-   that could be attacked: inconclusive.
+   that could be attacked: inconclusive. Where it is never right, nothing is run.
 2. Under the baseline attack 20 % or more of the images are right, 10 points more than under all attacks, and a cause
    was seen: masked. Without a cause it takes 20 points, and half of `common`: more search finds some more images of an
    undefended network too. In L0 no verdict is masked: the baseline attack and the others are different attacks there,
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from brittle.auditing.checks import Check, worth_of
 from brittle.auditing.gradients import MATERIAL, Gradients
-from brittle.auditing.sanity import ModelFacts
+from brittle.auditing.sanity import ONE_CLASS, ModelFacts
 from brittle.auditing.suite import Step
 from brittle.measures import Paired, Share
 
@@ -107,7 +107,16 @@ def decide(
     lost = wide and common.value >= 2 * MATERIAL and (seen or gap >= max(2 * MATERIAL, common.value / 2))
     causes: tuple[str, ...] = ()
     after: list[str] = []
-    if not door.learned:
+    if not door.accuracy.count:
+        kind, after = "inconclusive", ["check the order of the labels, the mapping of classes and the preprocessing"]
+        said = [f"The model classifies none of the {door.accuracy.total} images correctly: nothing was attacked."]
+    elif not door.learned and (door.chance == 1 or door.accuracy.value >= (1 + door.chance) / 2):
+        kind, after = "inconclusive", [ONE_CLASS if door.chance == 1 else "audit more images"]
+        said = [
+            f"The images are too few, or of too few classes, to tell the model from a constant answer: clean accuracy "
+            f"{interval(door.accuracy)}, a constant answer has {door.chance:.0%}."
+        ]
+    elif not door.learned:
         kind, after = "inconclusive", ["train it, or check the weights, the order of the labels and the preprocessing"]
         said = [
             f"This network has not learned: clean accuracy {interval(door.accuracy)}, a constant answer has "

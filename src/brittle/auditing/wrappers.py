@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from brittle.errors import first_line
-from brittle.models.inference import OutOfMemory, differentiated, logits_in_batches, out_of_memory
-from brittle.models.networks import frozen, logits_of
+from brittle.models.inference import OutOfMemory, differentiated, logits_in_batches
+from brittle.models.networks import frozen, logits_of, out_of_memory
 
 SHARPNESS = 10.0  # of the sigmoid in place of a step: a tenth of the pixels' range wide
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from brittle.attacks.result import AttackResult
 from brittle.errors import InputError
+from brittle.models.inference import ROOM, asking, at_once, logits_in_batches
 from brittle.models.softmax import Arithmetic, check_arithmetic, jacobian, jacobian_float32
 from brittle.progress import Progress, silent
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+JACOBIANS = 6  # numbers of float64 that an entry of a Jacobian takes on its way
 NEGLIGIBLE = 1e-10  # Mandal and Guo, section V-B: a mean gradient amplitude below this is "close to zero"
 
 
@@ -275,32 +277,41 @@ def gradient_amplitudes(
     model: nn.Module,
     images: Tensor,
     *,
+    labels: Tensor | None = None,
     temperature: float = 1.0,
     arithmetic: Arithmetic = "exact",
-    batch: int = 64,
+    batch_size: int | None = None,
     progress: Progress = silent,
 ) -> Tensor:
     """log10 of each row's mean |dF_i/dx_j| over all classes i and inputs j: Mandal and Guo, section V-B.
 
+    Of K classes it takes K ways back through the model, and time and memory that grow with K^2.
+
     Args:
         model: images in [0, 1] to logits, (B, C, H, W) -> (B, K).
         images: (N, C, H, W), in [0, 1].
+        labels: (N,), int64: the class i of each row, of which alone the mean is taken, by one way back.
         temperature: at which the softmax is read.
         arithmetic: 'exact', or 'float32' as published, where a saturated row gives -inf.
-        batch: rows at a time.
+        batch_size: rows at a time, at most; as many as fit into memory, and 64 at most, when not given.
         progress: told the rows done.
 
     Returns:
         (N,) float64.
     """
     check_arithmetic(arithmetic)
-    found = []
-    for rows in images.split(batch):
-        if arithmetic == "exact":
-            found.append(jacobian(model, rows, temperature).mean_magnitude((1, 2, 3, 4)))
-        else:
-            found.append(jacobian_float32(model, rows, temperature).double().abs().mean((1, 2, 3, 4)).log10())
-        progress(sum(map(len, found)), len(images))
+    exact, found = arithmetic == "exact", []
+    with asking(batch_size):
+        classes = logits_in_batches(model, images[:1]).shape[1] if labels is None else 1
+        most = max(1, ROOM // (JACOBIANS * 8 * classes * images[0].numel()))
+        for rows in torch.arange(len(images)).split(min(batch_size or 64, most, at_once(model, images))):
+            some, of = images[rows], None if labels is None else labels[rows]
+            if exact:
+                found.append(jacobian(model, some, temperature, classes=of).mean_magnitude((1, 2, 3, 4)))
+            else:
+                values = jacobian_float32(model, some, temperature, classes=of)
+                found.append(values.double().abs().mean((1, 2, 3, 4)).log10())
+            progress(sum(map(len, found)), len(images))
     return torch.cat(found)
 
 

@@ -21,12 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from brittle.errors import InputError, first_line
-from brittle.models.networks import frozen, logits_of
+from brittle.models.networks import frozen, logits_of, out_of_memory
 
 T = TypeVar("T")
 BATCH = 256  # images a forward pass at most: 128 and 256 measure alike on a CPU, 512 falls out of its cache
 ROOM = 2**30  # bytes that the outputs of all layers may take for one batch; eight times as many on an accelerator
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
 
 _sizes: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], int]] = WeakKeyDictionary()  # that have been seen to fit
 
@@ -146,13 +145,6 @@ def in_parts(model: nn.Module, images: Tensor, work: Callable[[slice], T]) -> li
             continue
         _halve(model, images, too_many)  # once what the failed attempt held is free
     return found
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of a device or of the machine."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _noted(logits: Tensor) -> Tensor:

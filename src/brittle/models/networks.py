@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError
 from brittle.models.outputs import tensor_of
+from brittle.models.users_code import reason
+
+NO_GRADIENT = (
+    "the model's logits have no gradient with respect to the images (no_grad, detach, rounding to integers, int8?)"
+)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
 
 
 def papernot_mnist(
@@ -243,10 +250,24 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         (B, K), float32, or float64 if the model computes in float64. Gradients flow through.
 
     Raises:
-        InputError: if there are no logits in what the model returns; see `outputs.tensor_of`.
+        InputError: if the model fails, or there are no logits in what it returns; see `outputs.tensor_of`. That memory
+            ran out is raised as it came.
     """
-    logits = tensor_of(model(images.to(parameter_dtype(model), copy=True)))
+    try:
+        outputs = model(images.to(parameter_dtype(model), copy=True))
+    except Exception as error:  # a model's code may raise anything
+        if isinstance(error, InputError) or out_of_memory(error):
+            raise
+        raise InputError(f"the model fails on images {tuple(images.shape)}: {reason(error)}") from error
+    logits = tensor_of(outputs)
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of a device or of the machine."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def input_gradient(output: Tensor, inputs: Tensor, *, retain_graph: bool = False) -> Tensor:
@@ -269,10 +290,7 @@ def needed(gradient: Tensor | None) -> Tensor:
     """
     if gradient is not None:
         return gradient
-    raise InputError(
-        "the model's logits have no gradient with respect to the images (no_grad, detach, rounding to integers?): "
-        "use an attack that needs none, such as square or song_2"
-    )
+    raise InputError(f"{NO_GRADIENT}: use an attack that needs none, such as square or song_2")
 
 
 @contextmanager
@@ -283,7 +301,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     without modes, as an exported graph or frozen TorchScript is, stays as it is.
     """
     modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    wanted = [(one, one.requires_grad) for one in model.parameters() if not one.is_inference()]
     buffers = [
         (
             module,
@@ -295,7 +313,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         evaluated(model)
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        yield model
+        with _uncompiled():
+            yield model
     finally:
         for module, mode in modes:
             module.training = mode
@@ -314,6 +333,11 @@ def evaluated(model: nn.Module) -> nn.Module:
             if getattr(module, "training", False):
                 module.training = False
     return model
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """What torch.compile has made runs as it was written: compiled for one shape, its layers' hooks are not called."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _put_back(module: nn.Module, buffers: dict[str, tuple[Tensor | None, Tensor | None]]) -> None:

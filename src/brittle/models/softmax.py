@@ -197,8 +197,8 @@ def loss_gradient_float32(model: nn.Module, images: Tensor, labels: Tensor, temp
     return needed(of[1])
 
 
-def jacobian(model: nn.Module, images: Tensor, temperature: float = 1.0) -> SignedLog:
-    """dF_i/dx for every class i, exactly.
+def jacobian(model: nn.Module, images: Tensor, temperature: float = 1.0, *, classes: Tensor | None = None) -> SignedLog:
+    """dF_i/dx for every class i, exactly; or for one class of each image.
 
     dF_i/dx = (F_i / T) sum over l of F_l (dz_i/dx - dz_l/dx), equation (11) of Mandal and Guo, summed in logarithms.
     Costs one forward and K backward passes.
@@ -207,11 +207,16 @@ def jacobian(model: nn.Module, images: Tensor, temperature: float = 1.0) -> Sign
         model: images in [0, 1] to logits, (B, C, H, W) -> (B, K), K >= 2.
         images: (B, C, H, W), in [0, 1].
         temperature: T > 0.
+        classes: (B,), int64: the one class i of each image. It costs one way back: dF_i/dx = -F_i (1 - F_i) dm/dx.
 
     Returns:
-        (B, K, C, H, W).
+        (B, K, C, H, W), or (B, 1, C, H, W) for one class.
     """
     check_temperature(temperature)
+    if classes is not None:
+        odds, gradient = _odds_and_gradient(model, images, classes, temperature)
+        log = F.logsigmoid(odds) + F.logsigmoid(-odds)
+        return SignedLog.of(-gradient[:, None], log.view(-1, 1, 1, 1, 1))
     logits, of_logits = _logit_jacobian(model, images)
     logF = torch.log_softmax(_scaled(logits.double(), temperature), 1)
     rows = []
@@ -231,8 +236,16 @@ def _logit_jacobian(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return logits.detach(), torch.stack(rows, 1)
 
 
-def jacobian_float32(model: nn.Module, images: Tensor, temperature: float = 1.0) -> Tensor:
-    """dF_i/dx as published, (B, K, C, H, W), float32: zeros where the softmax has saturated."""
+def jacobian_float32(
+    model: nn.Module, images: Tensor, temperature: float = 1.0, *, classes: Tensor | None = None
+) -> Tensor:
+    """dF_i/dx as published, (B, K, C, H, W), float32: zeros where the softmax has saturated; arguments as for
+    `jacobian`."""
+    if classes is not None:
+        with frozen(model):
+            own = classes[:, None]
+            of = differentiated(model, images, lambda z, rows: softmax(z.float(), temperature).gather(1, own[rows]))
+        return needed(of[1])[:, None]
     inputs = images.detach().clone().requires_grad_(True)
     with frozen(model), torch.enable_grad():
         probabilities = softmax(logits_of(model, inputs).float(), temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 from brittle.errors import InputError, unknown
+from brittle.models.inference import at_once
 from brittle.models.networks import frozen, logits_of
 from brittle.models.softmax import LN10, SignedLog, check_temperature, log_odds
 from brittle.progress import Progress, barred, silent
@@ -30,7 +32,7 @@ def prediction_gradient(
     classes: Tensor | int | None = None,
     of: Output = "softmax",
     temperature: float = 1.0,
-    batch: int = 32,
+    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> dict[str, SignedLog]:
     """dy_i/do for every unit o of the named layers: Lo and Ding, equation (1).
@@ -42,7 +44,7 @@ def prediction_gradient(
         classes: i of each image, (N,) int64, or one for all; None for every class.
         of: what y is: 'softmax', exact, or 'logits'.
         temperature: at which the softmax is read, > 0; of no account to logits.
-        batch: images at a time.
+        batch_size: images at a time, at most; fewer where they do not fit into memory.
         progress: told the images done; by default a bar is shown on a terminal and in a notebook.
 
     Returns:
@@ -56,16 +58,17 @@ def prediction_gradient(
             or an option are not as above, or the images do not fit the model.
     """
     progress = progress or silent
-    outputs = door(model, images, layers, batch=batch)
+    outputs = door(model, images, layers, batch_size=batch_size)
     _check_options(of, temperature)
     wanted = None if classes is None else each_class(classes, images, outputs)
+    batch_size = min(batch_size, at_once(model, images))
     parts: list[dict[str, SignedLog]] = []
-    for start in range(0, len(images), batch):
-        rows = images[start : start + batch]
+    for start in range(0, len(images), batch_size):
+        rows = images[start : start + batch_size]
         if wanted is None:
             parts.append(_every_class(model, rows, layers, of, temperature))
         else:
-            values, log = _one_class(model, rows, wanted[start : start + batch], layers, of, temperature)
+            values, log = _one_class(model, rows, wanted[start : start + batch_size], layers, of, temperature)
             parts.append({name: SignedLog.of(value, _wide(log, value.ndim)) for name, value in values.items()})
         progress(start + len(rows), len(images))
     return {name: SignedLog.cat([part[name] for part in parts]) for name in layers}
@@ -82,14 +85,15 @@ def class_gradient(
     of: Output = "softmax",
     temperature: float = 1.0,
     of_maps: bool = False,
-    batch: int = 32,
+    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> dict[str, SignedLog]:
     """The mean of dy_t/do over the images of each class t: Lo and Ding, equation (3), its element t.
 
     Args:
         labels: (N,), int64, in 0..K-1.
-        classes: those that are wanted, all K by default; images of others cost nothing.
+        classes: those that are wanted; by default all that have images, in ascending order, and those that have none
+            are said. Images of others cost nothing.
         of_maps: average the images' convolutional gradients instead of their gradients. Gradients of opposite signs
             then do not cancel.
 
@@ -100,21 +104,25 @@ def class_gradient(
         forward and one backward pass for all images and layers; memory does not grow with the number of images.
 
     Raises:
-        InputError: also if a class has no images.
+        InputError: also if a class that was asked for has no images.
+
+    Warns:
+        UserWarning: if classes are left out, as they have no images.
     """
     progress = progress or silent
-    outputs = door(model, images, layers, batch=batch)
+    outputs = door(model, images, layers, batch_size=batch_size)
     _check_options(of, temperature)
     labels = each_class(labels, images, outputs)
-    wanted = list(range(outputs) if classes is None else classes)
+    wanted = _with_images(labels, outputs) if classes is None else list(classes)
     rows, place = _members(labels, wanted, outputs)
+    batch_size = min(batch_size, at_once(model, images))
     means = _Means(len(wanted), images.device)
-    for start in range(0, len(rows), batch):
-        some = rows[start : start + batch]
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
         values, log = _one_class(model, images[some], labels[some], layers, of, temperature)
         if of_maps:
             values = {name: norm_of_maps(value) for name, value in values.items()}
-        means.add(values, log, place[start : start + batch])
+        means.add(values, log, place[start : start + batch_size])
         progress(start + len(some), len(rows))
     return means.result()
 
@@ -177,6 +185,16 @@ def _check_options(of: str, temperature: float) -> None:
     if of not in get_args(Output):
         raise unknown("output", of, get_args(Output))
     check_temperature(temperature)
+
+
+def _with_images(labels: Tensor, outputs: int) -> list[int]:
+    """The classes that have images, ascending."""
+    found = labels.unique().tolist()
+    if len(found) < outputs:
+        missing = [str(each) for each in range(outputs) if each not in {*found}]
+        few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(f"{len(missing)} of {outputs} classes have no images and are left out: {few}", stacklevel=4)
+    return found
 
 
 def _members(labels: Tensor, classes: Sequence[int], outputs: int) -> tuple[Tensor, Tensor]:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from brittle.errors import InputError, unknown
+from brittle.errors import InputError, first_line, unknown
 from brittle.models.networks import frozen, logits_of
+
+_COMPILED = "_orig_mod"
+_OF_SEQUENCES = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)  # (B, units, length)
 
 # The request ----------------------------------------------------------------------------------------------------------
 
 
-def door(model: nn.Module, images: Tensor, layers: Sequence[str], *, some: bool = True, batch: int = 1) -> int:
+def door(model: nn.Module, images: Tensor, layers: Sequence[str], *, some: bool = True, batch_size: int = 1) -> int:
     """Checks a request, with one image put through the model, and gives K."""
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a tensor (N, C, H, W), got {type(images).__name__}")
-    if not isinstance(batch, int) or batch < 1:
-        raise InputError(f"batch must be an integer of at least 1, got {batch!r}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         raise InputError(f"images must be (N, C, H, W), floating and some, got {tuple(images.shape)} {images.dtype}")
     low, high = images.min().item(), images.max().item()
@@ -29,12 +33,8 @@ def door(model: nn.Module, images: Tensor, layers: Sequence[str], *, some: bool 
         raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
     if isinstance(layers, str) or (some and not layers):
         raise InputError(f"layers must be the names of at least one layer, got {layers!r}")
-    try:
-        with frozen(model), torch.no_grad(), replaced(model, dict.fromkeys(layers, lambda output: output)):
-            logits = logits_of(model, images[:1])
-    except RuntimeError as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {first}") from error
+    with frozen(model), torch.no_grad(), replaced(model, dict.fromkeys(layers, lambda output: output)):
+        logits = logits_of(model, images[:1])
     if logits.ndim != 2 or len(logits) != 1 or logits.shape[1] < 2:
         raise InputError(f"the model must return logits (1, K) with K >= 2 for an image, got {tuple(logits.shape)}")
     return logits.shape[1]
@@ -61,7 +61,7 @@ def each_class(classes: Tensor | int, images: Tensor, outputs: int) -> Tensor:
 @contextmanager
 def replaced(model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Each named layer's output is what `changes` make of it, for as long as the context lasts."""
-    layers = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if name}
+    layers = named_layers(model)
     used: dict[str, None] = {}
     rows: list[int] = []
 
@@ -73,27 +73,68 @@ def replaced(model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]
         if unused := [name for name in changes if name not in used]:
             raise InputError(f"layer {unused[0]!r} is not called by the model: name one that is")
 
-    def changed(name: str) -> Callable[[nn.Module, tuple[object, ...], object], Tensor]:
-        def run(module: nn.Module, inputs: tuple[object, ...], output: object) -> Tensor:
+    def changed(name: str) -> Callable[[nn.Module, tuple[object, ...], object], object]:
+        def run(module: nn.Module, inputs: tuple[object, ...], output: object) -> object:
             used[name] = None
-            tensor = _tensor(name, output, rows)
+            tensor = _tensor(name, first_of(output), rows)
             shared = any(tensor is given for given in inputs) or any(True for _ in module.children())
             # What Identity gives, or a block with a way around, is used elsewhere too: gradients tell it apart
-            return changes[name](tensor.clone() if shared and torch.is_grad_enabled() else tensor)
+            tensor = tensor.clone() if shared and torch.is_grad_enabled() else tensor
+            last = _units_last(module, tensor)
+            made = changes[name](tensor.movedim(-1, 1) if last else tensor)
+            made = made.movedim(1, -1) if last else made
+            return made if isinstance(output, Tensor) else (made, *cast("tuple[object, ...]", output)[1:])
 
         return run
 
     handles = []
     try:
-        for name in changes:
-            if name not in layers:
-                raise unknown("layer", name, layers)
-            handles.append(layers[name].register_forward_hook(changed(name)))
-        handles += [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
+        with hooks_allowed():
+            handles.extend(layer_of(layers, name).register_forward_hook(changed(name)) for name in changes)
+            handles += [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def hooks_allowed() -> Iterator[None]:
+    """Says in one line that a model takes no hooks, where torch says so inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise InputError(f"the layers of this model cannot be watched: {first_line(error)}") from error
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules inside a model by name; those inside what torch.compile has made by the names they had before."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {stripped(name): layer for name, layer in modules if stripped(name) and not hasattr(layer, _COMPILED)}
+
+
+def stripped(name: str) -> str:
+    """A layer's name without what torch.compile puts in."""
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
+def layer_of(layers: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """The layer of this name among `named_layers`; an InputError if there is none."""
+    if stripped(name) not in layers:
+        raise unknown("layer", name, layers)
+    return layers[stripped(name)]
+
+
+def first_of(output: object) -> object:
+    """What a layer puts out: of a tuple, as attention returns one, the first."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def _units_last(module: nn.Module, output: Tensor) -> bool:
+    """Whether units are the last dimension of a layer's output, as of (B, tokens, channels), and not the second."""
+    if isinstance(module, nn.Linear | nn.LayerNorm):
+        return output.ndim > 2
+    return output.ndim == 3 and not any(isinstance(one, _OF_SEQUENCES) for one in module.modules())
 
 
 def _tensor(name: str, output: object, rows: Sequence[int]) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from brittle.errors import InputError
 from brittle.measures import Share, share
+from brittle.models.inference import at_once
 from brittle.models.networks import frozen, parameter_dtype
 from brittle.progress import Progress, barred, silent
-from brittle.units.hooks import door, each_class, replaced
+from brittle.units.hooks import door, each_class, layer_of, named_layers, replaced
 from brittle.units.unit import Ranked, Unit
 
 
@@ -38,7 +39,7 @@ def predictions_without(
     images: Tensor,
     sets: Sequence[Collection[Unit]],
     *,
-    batch: int = 256,
+    batch_size: int = 256,
     progress: Progress | None = None,
 ) -> Tensor:
     """The class that the model gives each image without each of S sets of units: (S, N) int64.
@@ -50,7 +51,7 @@ def predictions_without(
         model: images in [0, 1] to logits, (B, C, H, W) -> (B, K), K >= 2.
         images: (N, C, H, W), float, in [0, 1].
         sets: of units to be knocked out together; an empty one is the whole model.
-        batch: images a forward pass, copies counted.
+        batch_size: images a forward pass, copies counted.
         progress: told the images done, times sets; by default a bar is shown on a terminal and in a notebook.
 
     Raises:
@@ -59,19 +60,20 @@ def predictions_without(
     progress = progress or silent
     distinct = list(dict.fromkeys(frozenset(each) for each in sets))
     layers = list(dict.fromkeys(unit.layer for each in distinct for unit in each))
-    door(model, images, layers, some=False, batch=batch)
+    door(model, images, layers, some=False, batch_size=batch_size)
+    batch_size = min(batch_size, at_once(model, images))
     stages, begin = _stages(model, layers)
     starts = [min((begin[unit.layer] for unit in each), default=len(stages)) for each in distinct]
     order = sorted(range(len(distinct)), key=starts.__getitem__)
     found = torch.empty(len(distinct), len(images), dtype=torch.int64, device=images.device)
     with frozen(model), torch.no_grad():
-        for first in range(0, len(images), batch):
-            rows = slice(first, min(first + batch, len(images)))
+        for first in range(0, len(images), batch_size):
+            rows = slice(first, min(first + batch_size, len(images)))
             current, at = images[rows].to(parameter_dtype(model), copy=True), 0
             for start, group in groupby(order, key=starts.__getitem__):
                 current, at = _through(stages[at:start], current), start
                 members = list(group)
-                together = max(1, batch // len(current))
+                together = max(1, batch_size // len(current))
                 for some in (members[i : i + together] for i in range(0, len(members), together)):
                     copies = current.repeat(len(some), *[1] * (current.ndim - 1))  # layers may work in place
                     with _silenced(model, [distinct[i] for i in some]):
@@ -114,7 +116,7 @@ def knockout_curves(
     orders: Mapping[str, Sequence[Unit]],
     *,
     points: int | None = None,
-    batch: int = 256,
+    batch_size: int = 256,
     progress: Progress | None = None,
 ) -> dict[str, KnockoutCurve]:
     """Knocks units out one after another, those gone before staying out: Lo and Ding, sections V-C and V-D.
@@ -132,11 +134,11 @@ def knockout_curves(
     """
     if points is not None and points < 2:
         raise InputError(f"points must be at least 2, from none gone to all, got {points}")
-    outputs = door(model, images, [], some=False, batch=batch)
+    outputs = door(model, images, [], some=False, batch_size=batch_size)
     labels = each_class(labels, images, outputs)
     gone = {name: _spread(len(order), points) for name, order in orders.items()}
     sets = [tuple(order)[:count] for name, order in orders.items() for count in gone[name]]
-    found = predictions_without(model, images, sets, batch=batch, progress=progress)
+    found = predictions_without(model, images, sets, batch_size=batch_size, progress=progress)
     parts = found.split([len(each) for each in gone.values()])
     return {
         name: KnockoutCurve(tuple(order), gone[name], labels, part, outputs)
@@ -222,7 +224,7 @@ def _stages(model: nn.Module, layers: Sequence[str]) -> tuple[list[nn.Module], d
 
     A Sequential is taken apart unless something other than its parts hangs on its call: its own hooks, or ours.
     """
-    named = {name: model.get_submodule(name) for name in layers}
+    named = {name: layer_of(named_layers(model), name) for name in layers}
 
     def apart(module: nn.Module) -> list[nn.Module]:
         hooked = module._forward_hooks or module._forward_pre_hooks or any(module is one for one in named.values())

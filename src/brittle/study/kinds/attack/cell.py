@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from brittle.attacks.all_targets import every_target
 from brittle.attacks.packing import aims, pack
-from brittle.attacks.pixel_flips import flip_logits
+from brittle.attacks.pixel_flips import LEVELS, flip_logits
 from brittle.attacks.result import AttackResult, logits_in_batches
 from brittle.models.networks import Scaled
 from brittle.study import lookup
@@ -23,13 +23,15 @@ from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
 UNKNOWN = 100  # gradients a row of an attack that is not brittle's own
 
+SHARED = 2**28  # logits of one-pixel changes that are kept for all arithmetics: 1 GiB
+
 
 def attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
     """One attack on some of the rows, in every arithmetic that is asked for.
 
-    An attack that takes `flips` gets the logits of all one-pixel changes, computed once for all arithmetics; one that
-    takes `progress` is listened to. The first shard of a pixel attack also keeps the logits after each pixel, of one
-    row a class, so that a page can show how a prediction gives way.
+    An attack that takes `flips` gets the logits of all one-pixel changes, computed once for all arithmetics, unless
+    there are too many to be kept; one that takes `progress` is listened to. The first shard of a pixel attack also
+    keeps the logits after each pixel, of one row a class, so that a page can show how a prediction gives way.
     """
     params = cell.params
     function = lookup.attack(params["function"], trust=True)
@@ -44,6 +46,7 @@ def attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
         options["progress"] = context.progress
     if lookup.takes(function, "flips"):
         clean = logits_in_batches(model, images)
+    if lookup.takes(function, "flips") and len(LEVELS) * clean.numel() * images[0, 0].numel() <= SHARED:
         options["flips"] = flip_logits(model, images, clean, progress=context.progress)
     if params.get("targets") == "every":
         function = functools.partial(every_target, function)
@@ -136,4 +139,5 @@ def of_each_row(counts: Counts, name: str, options: Mapping[str, Any], arithmeti
     return Work(gradients=UNKNOWN)
 
 
-FUNCTIONS = {"attack": Function(5, attack, cost, versions={"brittle.attacks.carlini_l2": 6})}
+VERSIONS = {"brittle.attacks.carlini_l0": 6, "brittle.attacks.carlini_l2": 7, "brittle.attacks.carlini_linf": 6}
+FUNCTIONS = {"attack": Function(5, attack, cost, versions=VERSIONS)}

@@ -151,4 +151,4 @@ def cost(cell: Cell, counts: Counts) -> Needs:
     return needs
 
 
-FUNCTIONS = {"audit": Function(4, run, cost)}
+FUNCTIONS = {"audit": Function(5, run, cost)}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from brittle import measures
 from brittle.attacks.result import logits_in_batches
+from brittle.errors import InputError
 from brittle.models.checkpoint import save
 from brittle.models.softmax import Arithmetic, loss_gradient, loss_gradient_float32
 from brittle.progress import part
@@ -25,21 +26,26 @@ from brittle.study.kinds.rows.cell import first_of_each_class
 from brittle.study.kinds.work import Counts, Function, Needs, Work
 from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
+MANY = 50  # classes, beyond which a Jacobian takes minutes an image
 MEASURED = 1000  # rows whose amplitudes are computed between one save and the next
 
 
 def measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
     """Logits of the whole test split, gradient amplitudes of the selected rows, saliency maps of one row a class.
 
-    Amplitudes are those of the network as it is used, at T = 1, in both arithmetics, and as it was trained, exactly.
+    Amplitudes are those of the network as it is used, at T = 1, in both arithmetics, and as it was trained, exactly: of
+    all classes, or of the label's alone where there are MANY.
     """
     data = context.data(cell.place, cell.digest)
     model = loaded("model", cell, parents, context)
     test = data.test.to(context.device)
     logits = logits_in_batches(model, test.images)
+    if unfit := len(logits) - int(logits.isfinite().all(1).sum()):
+        raise InputError(f"the network answers {unfit} of {len(logits)} test images with NaN or infinity: no measure")
     rows = parents["rows"].tensors("rows")
     images, labels = rows["images"].to(context.device), rows["labels"].to(context.device)
-    amplitudes = _amplitudes(model, images, cell.params["temperature"], context)
+    of = labels if logits.shape[1] > MANY else None
+    amplitudes = _amplitudes(model, images, of, cell.params["temperature"], context)
     shown = first_of_each_class(labels)
     exact = loss_gradient(model, images[shown], labels[shown])
     scalars = {
@@ -61,22 +67,25 @@ def measure(cell: Cell, parents: Parents, context: Context) -> Outcome:
     return Outcome(scalars, tensors)
 
 
-def _amplitudes(model: nn.Module, images: Tensor, temperature: float, context: Context) -> dict[str, Tensor]:
+def _amplitudes(
+    model: nn.Module, images: Tensor, labels: Tensor | None, temperature: float, context: Context
+) -> dict[str, Tensor]:
     """By kind, (N,) log10 of each image's mean |dF/dx|; each MEASURED images are kept for a run that was killed."""
     kinds: dict[str, tuple[Arithmetic, float]] = {
         "float32": ("float32", 1.0),
         "exact": ("exact", 1.0),
         "trained": ("exact", temperature),
     }
-    blocks = images.split(MEASURED)
+    blocks = torch.arange(len(images)).split(MEASURED)
     found = {}
     for number, (kind, (arithmetic, at)) in enumerate(kinds.items()):
         parts = []
         for place, block in enumerate(blocks):
             begin = number * len(images) + place * MEASURED
             told = part(context.progress, begin, begin + len(block), len(kinds) * len(images))
-            options = {"temperature": at, "arithmetic": arithmetic, "progress": told}
-            compute = functools.partial(measures.gradient_amplitudes, model, block, **options)
+            of = None if labels is None else labels[block]
+            options = {"labels": of, "temperature": at, "arithmetic": arithmetic, "progress": told}
+            compute = functools.partial(measures.gradient_amplitudes, model, images[block], **options)
             parts.append(_kept(context.folder() / f"{kind}-{place}.safetensors", compute))
         found[kind] = torch.cat(parts)
     return found
@@ -99,10 +108,10 @@ def planned(point: Point) -> Cell:
 
 def cost(cell: Cell, counts: Counts) -> Needs:
     """Logits of the test split, and Jacobians of the rows: one in float32, two exactly, K ways back each."""
-    rows = counts.rows(cell.parents["rows"])
-    jacobians = Work(gradients=3 * rows * (1 + counts.classes) / 2)  # a gradient goes once through and once back
-    exactly = Work(logarithms=2 * rows * counts.classes**2 * counts.values)
+    rows, classes = counts.rows(cell.parents["rows"]), counts.classes if counts.classes <= MANY else 1
+    jacobians = Work(gradients=3 * rows * (1 + classes) / 2)  # a gradient goes once through and once back
+    exactly = Work(logarithms=2 * rows * classes**2 * counts.values)
     return [(cell.parents["model"], Work(forwards=len(counts.data.test)) + jacobians + exactly)]
 
 
-FUNCTIONS = {"measure": Function(2, measure, cost)}
+FUNCTIONS = {"measure": Function(3, measure, cost)}
