@@ -213,7 +213,8 @@ def _attack(reader: Reader, entry: Entry, model: str, chosen: Rows | None) -> At
             shards.append(shard)
     rows = torch.cat([shard.rows for shard in shards]) if shards else torch.empty(0).long()
     found = {}
-    for name in arithmetics if shards and chosen is not None else ():
+    for name in arithmetics if shards else ():
+        assert chosen is not None
         packed = _joined([shard.packed[name] for shard in shards])
         steps = [shard.steps[name] for shard in shards if name in shard.steps]
         found[name] = _found(name, packed, chosen.images[rows], chosen.labels[rows], entry.options, [*steps, None][0])

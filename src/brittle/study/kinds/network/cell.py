@@ -138,7 +138,8 @@ def hold(cell: Cell, model: nn.Module, device: torch.device) -> None:
 def _opened(cell: Cell, device: torch.device) -> nn.Module:
     """The model of an `adopt` cell that says how it is opened, from where it lies."""
     if f"{cell.key} {device}" not in _held:
-        told = {name: tuple(v) if isinstance(v, list) else v for name, v in cell.params[OPENED].items()}
+        asked = cell.params[OPENED].items()
+        told: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in asked}
         trust, shape = told.pop("trust"), told.pop("shape")
         options = cell.params["network_options"]
         model = opened(Named(**told), options=options, images=None, device=device, trust=trust, say=lambda _: None)
