@@ -20,6 +20,7 @@ ROOMS = [
     "models",
     "attacks",
     "measures",
+    "certify",
     "units",
     "auditing",
     "drawing",

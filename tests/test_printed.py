@@ -34,6 +34,7 @@ SMALLER = {
     "train": "--data digits --network mlp --epochs 1",
     "attack": "--data digits --rows 4",
     "audit": "--data digits --mean 0 --std 1 --budget quick --rows 4",
+    "certify": "--data digits --rows 2 --evaluations 5",
     "explain": "--data digits --images 30 --random 0 --points 2 --knockout 3",
     "data fetch": "--help",  # downloads
 }

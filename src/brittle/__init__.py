@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from brittle import attacks, data, measures, progress, units
+    from brittle import attacks, certify, data, measures, progress, units
     from brittle.attacks.result import AttackResult
     from brittle.auditing import Audit, audit
     from brittle.data import Data, Split
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "attacks": "attacks",
+    "certify": "certify",
     "data": "data",
     "measures": "measures",
     "networks": "models.networks",
@@ -63,6 +64,7 @@ __all__ = [
     "Split",
     "attacks",
     "audit",
+    "certify",
     "data",
     "distill",
     "fit",

@@ -269,6 +269,12 @@ def train(
     loss_scale: Annotated[
         str, typer.Option(help="What the loss is multiplied by: 1, or T2, the temperature squared.")
     ] = "1",
+    adversarial: Annotated[
+        float, typer.Option(help="L-infinity eps: train on images attacked within it (Madry et al. 2018).")
+    ] = 0.0,
+    certified: Annotated[
+        float, typer.Option(help="L-infinity eps: train on interval bounds within it (Gowal et al. 2018).")
+    ] = 0.0,
     name: Name = None,
     seed: OneSeed = 0,
     how: Request,
@@ -287,6 +293,8 @@ def train(
         "learning_rate_decay": learning_rate_decay,
         "schedule": schedule,
         "loss_scale": loss_scale,
+        "adversarial": adversarial,
+        "certified": certified,
         "warmup": warmup,
         "momentum": momentum,
         **({} if clip_norm is None else {"clip_norm": clip_norm}),
@@ -392,6 +400,38 @@ def audit(*, asked: Question, how: Request) -> int:
     from brittle.cli.audit import run_audit
 
     return run_audit(asked, how)
+
+
+@command(app, *RUN)
+def certify(
+    *,
+    named: Named,
+    norm: Annotated[str, typer.Option(help="Norm of the perturbation: linf, l2 or l1.")] = "linf",
+    rows: Annotated[int, typer.Option(min=1, help="Number of test images.")] = 100,
+    slopes: Annotated[
+        str, typer.Option(help="adaptive, or optimised: tighter bounds, which take twenty times as long.")
+    ] = "adaptive",
+    precision: Annotated[float, typer.Option(help="Share of a radius by which a larger one may be provable.")] = 0.01,
+    evaluations: Annotated[int, typer.Option(min=1, help="Gradients that the attack may take for an image.")] = 1000,
+    name: Name = None,
+    how: Request,
+) -> None:
+    """Proves for each image how far nothing fools a model, and finds an image that does: a study of one model."""
+    from brittle.study import schema as study
+
+    place, layout = named.place(how.open_store())
+    options = {"norm": norm, "images": rows, "slopes": slopes, "precision": precision, "evaluations": evaluations}
+    tables: dict[str, Any] = {
+        "name": name or "certify",
+        "title": f"Brackets of {named.short}",
+        "data": place,
+        "layout": layout,
+        "rows": rows,
+        "models": {"model": {}},
+        "brackets": {norm: options},
+    }
+    words = () if name else ("certify", named.short, Path(place).stem, norm)
+    run_study(study.check(tables, "certify", trust=True), how, _given(named, how), *words)
 
 
 @command(app, *RUN, "batch_size")

@@ -21,10 +21,12 @@ from brittle.data.arguments import typed
 from brittle.data.summary import as_html, as_text
 from brittle.errors import InputError, first_line, unknown
 from brittle.models.checkpoint import save
+from brittle.models.intervals import worst_logits
 from brittle.models.networks import channels_last, frozen, logits_of, seeded
 from brittle.models.softmax import check_temperature
 from brittle.progress import Progress, barred, silent
 
+_ATTACK_STEPS = 7
 DTYPES = ("auto", "float32", "bfloat16")
 DecayOn = Literal["weights", "output"]
 Schedule = Literal["constant", "linear"]
@@ -38,6 +40,8 @@ LATER: dict[str, float | str] = {
     "warmup": 0.0,
     "clip_norm": math.inf,
     "loss_scale": "1",
+    "adversarial": 0.0,
+    "certified": 0.0,
 }
 
 
@@ -130,6 +134,8 @@ def fit(
     weight_decay: float = 0.0,
     decay_on: DecayOn = "weights",
     loss_scale: LossScale = "1",
+    adversarial: float = 0.0,
+    certified: float = 0.0,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -161,7 +167,14 @@ def fit(
         loss_scale: what the loss is multiplied by: '1', as Papernot et al. and Mandal and Guo train; 'T2' is T^2, which
             keeps the gradient's size where the temperature rises (Hinton et al. 2015, section 2.1). With '1' a higher
             temperature also makes smaller steps.
-        seed: of the order of the images and of dropout. Initial weights are the network's own: `networks.build`.
+        adversarial: eps in [0, 1] of L-infinity. Above 0 each step is made on attacked images: seven steps of projected
+            gradient descent on the loss, of eps / 4 each, from a random point of the ball (Madry et al. 2018).
+        certified: eps in [0, 1] of L-infinity. Above 0 the loss is half that of the images and half that of the worst
+            logits that interval bounds allow within eps (Gowal et al. 2018). Over the first half of the steps eps
+            rises from 0, and the second half's share with it. The network must be an `nn.Sequential` of dense and
+            convolutional layers, activations and pooling.
+        seed: of the order of the images, of dropout and of attacks' starts. Initial weights are the network's own:
+            `networks.build`.
         device: 'auto', 'cpu' or 'cuda[:N]'.
         dtype: 'auto', 'float32' or 'bfloat16' (autocast; weights stay float32).
         checkpoint: a file written after each epoch. If it is there and was made by the same request, training goes on
@@ -183,6 +196,7 @@ def fit(
     for name, value in settings.items():
         check_setting(name, value)
     later = {"learning_rate_decay": learning_rate_decay, "warmup": warmup, "clip_norm": clip_norm}
+    later |= {"adversarial": adversarial, "certified": certified}
     for name, value in later.items():
         check_setting(name, value)
     check_choice("decay_on", decay_on)
@@ -190,6 +204,8 @@ def fit(
     check_choice("loss_scale", loss_scale)
     if nesterov and momentum == 0:
         raise InputError(f"nesterov needs a momentum above 0, got {momentum}")
+    if certified and labels is not None:
+        raise InputError("certified training takes the data's own labels, got soft labels")
     targets = _targets(data, labels)
     chosen = resolve_device(device)
     autocast = resolve_dtype(dtype, chosen) == torch.bfloat16
@@ -205,7 +221,7 @@ def fit(
     told = {**settings, "nesterov": nesterov, "seed": seed, "autocast": autocast}
     chosen_later = {**later, "decay_on": decay_on, "schedule": schedule, "loss_scale": loss_scale}
     told |= {name: value for name, value in chosen_later.items() if value != LATER[name]}
-    if schedule == "linear":
+    if schedule == "linear" or certified:
         told["steps"] = epochs * steps
     request = "" if checkpoint is None else _request(told, network, data, targets)
     with seeded(seed):  # dropout and, from the CPU's generator, the order of the images
@@ -216,10 +232,18 @@ def fit(
             total = torch.zeros((), device=chosen)
             started = time.monotonic()
             for step, rows in enumerate(torch.randperm(len(train)).to(chosen).split(batch_size)):
-                with torch.autocast(chosen.type, torch.bfloat16, enabled=autocast):
-                    logits = network(train[rows].images)
-                loss = F.cross_entropy(logits.float() / temperature, targets[rows])
                 made = epoch * steps + step
+                images = train[rows].images
+                if adversarial:
+                    images = _attacked(network, images, targets[rows], adversarial, temperature)
+                with torch.autocast(chosen.type, torch.bfloat16, enabled=autocast):
+                    logits = network(images)
+                loss = F.cross_entropy(logits.float() / temperature, targets[rows])
+                if certified:
+                    risen = min(1.0, 2 * (made + 1) / (epochs * steps))
+                    worst = worst_logits(network, images, targets[rows], certified * risen)
+                    bounded = F.cross_entropy(worst / temperature, targets[rows])
+                    loss = (1 - risen / 2) * loss + risen / 2 * bounded
                 rate = learning_rate / (1 + learning_rate_decay * made)
                 rate *= min(1.0, (made + 1) / (warmup * steps)) if warmup else 1.0
                 rate *= 1 - made / (epochs * steps) if schedule == "linear" else 1.0
@@ -243,6 +267,18 @@ def fit(
             progress((epoch + 1) * steps, epochs * steps, _note(mean, history))
     network.eval()
     return Fitted(network, float(temperature), tuple(history))
+
+
+def _attacked(network: nn.Module, images: Tensor, targets: Tensor, eps: float, temperature: float) -> Tensor:
+    """Points of the balls of images (B, C, H, W), cut to [0, 1], where the loss is higher."""
+    points = (images + eps * (2 * torch.rand(images.shape).to(images) - 1)).clamp(0, 1)
+    for _ in range(_ATTACK_STEPS):
+        points.requires_grad_(True)
+        loss = F.cross_entropy(network(points).float() / temperature, targets)
+        (slope,) = torch.autograd.grad(loss, points)
+        points = points.detach() + eps / 4 * slope.sign()
+        points = torch.minimum(torch.maximum(points, images - eps), images + eps).clamp(0, 1)
+    return points
 
 
 def check_setting(name: str, value: float) -> None:
@@ -269,6 +305,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate_decay": (lambda value: math.isfinite(value) and value >= 0, "be at least 0"),
     "warmup": (lambda value: math.isfinite(value) and value >= 0, "be at least 0"),
     "clip_norm": (lambda value: value > 0, "be positive"),
+    "adversarial": (lambda value: 0 <= value <= 1, "lie in [0, 1]"),
+    "certified": (lambda value: 0 <= value <= 1, "lie in [0, 1]"),
 }
 
 

@@ -79,9 +79,9 @@ def _about(point: Point) -> tuple[dict[str, Any], list[Cell]]:
         "attacks": [told for told, _ in attacks],
     }
     for kind in TABLES:
-        asked = dict(table.planned(kind, point))
-        entry[kind.NAME] = [{"name": name, "cell": cell.key} for name, cell in asked.items()]
-        cells = [*asked.values(), *cells]
+        asked = list(table.planned(kind, point))
+        entry[kind.NAME] = [{"name": name, "cell": cell.key} for name, cell in asked]
+        cells = [*(cell for _, cell in asked), *cells]
     return entry, cells
 
 
@@ -107,7 +107,9 @@ def _check_count(base: Base) -> None:
     cells = 1
     for name, points in network.counts(base).items():
         tables = (one for kind in TABLES for one in getattr(base.study, kind.NAME).values())
-        asked = attack.count(base, name) + sum(name in (one.models or [name]) for one in tables)
+        asked = attack.count(base, name) + sum(
+            len(one.parts(base.data)) for one in tables if name in (one.models or [name])
+        )
         cells += points * (3 + asked)  # it is trained, from labels or not, and measured
     cells *= len(base.study.seeds)
     if cells > MOST:

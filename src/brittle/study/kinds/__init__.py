@@ -28,7 +28,7 @@ from brittle.study.store.cell import Cell, Context, Outcome, Parents
 
 # In each list the most general first. A page shows their sections, and a plan has their cells, the last kind first.
 BASIC = ("rows", "network", "measure", "attack")  # every study has these
-ASKED = ("masks", "carriers", "units", "audit")  # that a study file asks for by tables
+ASKED = ("masks", "carriers", "units", "certify", "audit")  # that a study file asks for by tables
 
 TABLES = tuple(import_module(f"{__name__}.{name}.cell") for name in ASKED)
 KINDS = (*(import_module(f"{__name__}.{name}.cell") for name in BASIC), *TABLES)

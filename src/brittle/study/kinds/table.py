@@ -59,6 +59,10 @@ class ModelTable(Table):
         """The parameters of the cell about a trained model, but for its seed."""
         return self.model_dump(exclude={"models", *self.BESIDE})
 
+    def parts(self, data: Data) -> Sequence[tuple[Mapping[str, Any], str]]:
+        """Of each cell about a model the parameters that the others have otherwise, and these in words: one cell."""
+        return [({}, "")]
+
 
 def check_each_once(values: Sequence[Any]) -> None:
     """Raises InputError for a list that is empty, or holds a value twice: a cell would be lost, or stand twice."""
@@ -108,8 +112,10 @@ def planned(kind: ModuleType, point: Point) -> Iterator[tuple[str, Cell]]:
                 what = f"{kind.NAME} {name} {table.BESIDE[role]}"
                 raise InputError(f"{what} one model, {other} is a grid of several")
             parents[role] = point.others[other][0].network
-        params = table.params(point.network, point.base.data) | {"seed": point.seed}
-        yield name, point.base.cell(kind.FUNCTIONS, f"{function} {name} of {point.title}", function, params, parents)
+        for part, note in table.parts(point.base.data):
+            params = table.params(point.network, point.base.data) | part | {"seed": point.seed}
+            title = f"{function} {name} of {point.title}{note}"
+            yield name, point.base.cell(kind.FUNCTIONS, title, function, params, parents)
 
 
 def check(kind: ModuleType, study: Any) -> None:

@@ -42,6 +42,8 @@ class Training(Table):
     weight_decay: Numbers = 0.0
     decay_on: str | list[str] = "weights"
     loss_scale: str | list[str] = "1"
+    adversarial: Numbers = 0.0
+    certified: Numbers = 0.0
 
     @field_validator("*", mode="after")
     @classmethod
