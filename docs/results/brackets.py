@@ -65,6 +65,7 @@ def rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
         for norm in AT:
             parts = [one for one in model["brackets"] if one["norm"] == norm]
             proved, found, right = (torch.tensor([v for one in parts for v in one[end]]) for end in ENDS)
+            right = right.bool()
             shares = []
             for eps in AT[norm]:
                 sure, survived = share(right & (proved >= eps)), share(right & (found > eps))

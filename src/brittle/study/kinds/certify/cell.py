@@ -74,7 +74,7 @@ class Bracketed:
             "norm": self.norm,
             "method": self.method,
             "first_image": self.start,
-            "correct": self.correct,
+            "correct": self.correct.tolist(),
             "proved": self.proved,
             "found": [value if math.isfinite(value) else None for value in self.found.tolist()],
         }
