@@ -402,7 +402,7 @@ def audit(*, asked: Question, how: Request) -> int:
     return run_audit(asked, how)
 
 
-@command(app, *RUN)
+@command(app, *RUN, "batch_size")
 def certify(
     *,
     named: Named,
@@ -419,19 +419,20 @@ def certify(
     """Proves for each image how far nothing fools a model, and finds an image that does: a study of one model."""
     from brittle.study import schema as study
 
-    place, layout = named.place(how.open_store())
+    named = named.resolved(how.open_store())
     options = {"norm": norm, "images": rows, "slopes": slopes, "precision": precision, "evaluations": evaluations}
     tables: dict[str, Any] = {
         "name": name or "certify",
         "title": f"Brackets of {named.short}",
-        "data": place,
-        "layout": layout,
+        "data": named.data,
+        "layout": named.layout,
         "rows": rows,
         "models": {"model": {}},
         "brackets": {norm: options},
     }
-    words = () if name else ("certify", named.short, Path(place).stem, norm)
-    run_study(study.check(tables, "certify", trust=True), how, _given(named, how), *words)
+    words = () if name else ("certify", named.short, Path(named.data or "").stem, norm)
+    wanted = reading(named, split="evaluation", count=rows)
+    run_study(study.check(tables, "certify", trust=True), how, _given(named, how), *words, reading=wanted)
 
 
 @command(app, *RUN, "batch_size")
