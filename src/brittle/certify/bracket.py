@@ -25,6 +25,11 @@ _ROUNDS = 4
 _NUDGES = 7  # leads by which the rival is to win: from twice the rounding of the largest logit to a thousandth of it
 
 
+def meets(proved: Tensor, found: Tensor) -> Tensor:
+    """(B,) bool: whether both ends (B,) of a bracket are the same but for a millionth."""
+    return found.isfinite() & (found - proved <= MEET * found.clamp(min=1))
+
+
 @dataclass(frozen=True, repr=False)
 class Bracket:
     """Of each image two ends of its distance from the nearest adversarial image."""
@@ -39,7 +44,7 @@ class Bracket:
     @property
     def meets(self) -> Tensor:
         """(B,) bool: whether the ends are the same but for a millionth: the distance is known."""
-        return self.found.isfinite() & (self.found - self.proved <= MEET * self.found.clamp(min=1))
+        return meets(self.proved, self.found)
 
     def shares(self, eps: float) -> tuple[float, float]:
         """The shares of all images that nothing within eps fools, as is proved, and that nothing found does."""

@@ -418,6 +418,7 @@ def certify(
 ) -> None:
     """Proves for each image how far nothing fools a model, and finds an image that does: a study of one model."""
     from brittle.study import schema as study
+    from brittle.study.kinds.certify.cell import Bracketed, in_words
 
     named = named.resolved(how.open_store())
     options = {"norm": norm, "images": rows, "slopes": slopes, "precision": precision, "evaluations": evaluations}
@@ -432,7 +433,12 @@ def certify(
     }
     words = () if name else ("certify", named.short, Path(named.data or "").stem, norm)
     wanted = reading(named, split="evaluation", count=rows)
-    run_study(study.check(tables, "certify", trust=True), how, _given(named, how), *words, reading=wanted)
+    record = run_study(study.check(tables, "certify", trust=True), how, _given(named, how), *words, reading=wanted)
+    if not how.as_json:
+        store = how.open_store()
+        cells = [store.get(one["cell"]) for one in record["models"][0]["brackets"]]
+        parts = [Bracketed.of(norm, cell, store) for cell in cells if cell]
+        out.print(in_words(parts), highlight=False)
 
 
 @command(app, *RUN, "batch_size")

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from brittle.certify import bracket
+from brittle.certify.bracket import meets
 from brittle.data import Data
 from brittle.progress import Progress
 from brittle.study.kinds.network.cell import loaded
@@ -81,6 +83,20 @@ class Bracketed:
 
 
 Result = Bracketed
+
+
+def in_words(parts: Sequence[Bracketed]) -> str:
+    """What the brackets of a model come to, in a few sentences."""
+    proved, found, right = (torch.cat([getattr(one, end) for one in parts]) for end in ("proved", "found", "correct"))
+    said = f"{int(right.sum())} of {len(right)} images are classified correctly."
+    if right.any():
+        middle, known = float(proved[right].median()), float(found[right].median())
+        upper = f"{known:.4g}" if math.isfinite(known) else "none was found"
+        said += (
+            f" Median proved radius: {middle:.4g} ({parts[0].norm}). Median distance of the nearest adversarial image "
+        )
+        said += f"found: {upper}. Both ends meet for {int(meets(proved, found)[right].sum())} images."
+    return said
 
 
 def brackets(

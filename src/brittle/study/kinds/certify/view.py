@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from brittle.certify.bracket import MEET
+from brittle.certify.bracket import meets
 from brittle.drawing.charts import COLOURS, INK, STYLE, WIDTH, svg_of
 from brittle.drawing.text import legible
 from brittle.measures import Share, share
@@ -38,7 +38,7 @@ class Line:
     @property
     def meets(self) -> Tensor:
         """(B,) bool, as `Bracket.meets` has it."""
-        return self.found.isfinite() & (self.found - self.proved <= MEET * self.found.clamp(min=1))
+        return meets(self.proved, self.found)
 
     def proved_at(self, eps: float) -> Share:
         """The share of all images that nothing within eps fools, as is proved."""
