@@ -1,7 +1,9 @@
 import argparse
 import copy
+import importlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,14 +15,14 @@ from torch import nn
 
 import brittle
 from brittle.errors import InputError
-from brittle.models import checkpoints
+from brittle.models import checkpoints, users_code
 from brittle.models.networks import build, frozen, logits_of, mlp
 from brittle.models.prepared import Normalised, normalised
 from brittle.progress import silent
 from brittle.study import lookup
 from brittle.study.kinds import new_cell
 from brittle.study.load_model import digest, load_model
-from brittle.study.run.worker import Worker
+from brittle.study.run.worker import Worker, WorkerConfig
 from brittle.study.store.store import Store
 
 CPU = torch.device("cpu")
@@ -505,3 +507,28 @@ def test_a_damaged_archive_is_refused_in_one_line_without_torch_s_own_traceback(
         assert len(said) == 1
     finally:
         torch_s.removeHandler(kept)
+
+
+def test_the_modules_of_a_key_travel_to_a_machine_that_lacks_them(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    (here / "travels_lab").mkdir(parents=True)
+    files = {
+        "travels_lab/__init__.py": "",
+        "travels_lab/nets.py": "from travels_lab.parts import width\nimport travels_help\ndef net(): return width\n",
+        "travels_lab/parts.py": "width = 7\n",
+        "travels_lab/unused.py": "",
+        "travels_help.py": "",
+    }
+    for name, content in files.items():
+        (here / name).write_text(content)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(here)])
+    make = users_code.imported("network", "travels_lab.nets:net")
+    code = users_code.shipped([make.__module__, "torch.nn"])
+    assert dict(code) == {name: content.encode() for name, content in files.items() if "unused" not in name}
+    shutil.rmtree(here)
+    sys.path.remove(str(here))
+    for name in [name for name in sys.modules if name.startswith("travels_")]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    WorkerConfig(tmp_path / "store", device="cpu", code=code).open()
+    assert users_code.imported("network", "travels_lab.nets:net")() == 7

@@ -134,6 +134,7 @@ class Request:
         """Who does the cells: this process; with several workers so many others; or a Ray cluster's."""
         import torch
 
+        from brittle.models import users_code
         from brittle.study.run import scheduler as engine
         from brittle.study.run.local_pool import LocalPool
         from brittle.study.run.ray_pool import Ray
@@ -141,7 +142,8 @@ class Request:
 
         threads = self.threads or (1 if self.engine == "ray" else torch.get_num_threads())
         path = tuple(os.path.abspath(folder) for folder in sys.path)
-        place = WorkerConfig(store.root, self.data_root, study.layout, str(device), threads, path)
+        code = users_code.shipped(filter(users_code.is_users, [*sys.modules]))
+        place = WorkerConfig(store.root, self.data_root, study.layout, str(device), threads, path, code)
         if self.engine == "ray":
             gpus = (self.gpus_per_cell or 1.0) if device.type == "cuda" else 0.0
             return Ray(place, address=self.address, workers=self.workers, gpus_per_cell=gpus)

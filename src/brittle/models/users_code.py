@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import accumulate
@@ -108,16 +109,48 @@ def sources(modules: Iterable[str]) -> list[bytes]:
 
     What is installed, in site-packages, is not followed further.
     """
-    found: dict[str, bytes] = {}
+    return [content for _, content in sorted(dict(_files(modules).values()).items())]  # a file once
+
+
+def shipped(modules: Iterable[str]) -> tuple[tuple[str, bytes], ...]:
+    """Those of the same files that are the user's own, by the path that Python looks for each one under.
+
+    Another machine has them not. A file that was named by its path, `folder/file.py:name`, is not among them.
+    """
+    found = _files(part for name in modules for part in accumulate(name.split("."), "{}.{}".format))
+    own = {name: one for name, one in found.items() if is_users(name) and not name.endswith((".py", "__main__"))}
+    ends = {name: "/__init__.py" if Path(file).name == "__init__.py" else ".py" for name, (file, _) in own.items()}
+    return tuple(sorted((name.replace(".", "/") + ends[name], content) for name, (_, content) in own.items()))
+
+
+def unpack(files: Iterable[tuple[str, bytes]]) -> None:
+    """Makes what `shipped` gave importable here, as far as this machine has no module of that name."""
+    lacking = [(path, content) for path, content in files if not _is_here(path.partition("/")[0].removesuffix(".py"))]
+    if not lacking:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="brittle-code-"))
+    for path, content in lacking:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    sys.path.append(str(folder))
+
+
+def _is_here(module: str) -> bool:
+    return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
+def _files(modules: Iterable[str]) -> dict[str, tuple[str, bytes]]:
+    """File and content of imported modules, by their names, and of what these import in turn; see `sources`."""
+    found: dict[str, tuple[str, bytes]] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
         file = _file_of(name)
-        if file and file not in found and name.partition(".")[0] not in ("torch", "brittle"):
-            found[file] = Path(file).read_bytes()
+        if file and name not in found and name.partition(".")[0] not in ("torch", "brittle"):
+            found[name] = file, Path(file).read_bytes()
             if is_users(name) and file.endswith(".py"):
-                waiting += filter(is_users, _imports(found[file], name))
-    return [content for _, content in sorted(found.items())]
+                waiting += filter(is_users, _imports(found[name][1], name))
+    return found
 
 
 def _file_of(module: str) -> str | None:

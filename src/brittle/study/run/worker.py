@@ -169,6 +169,7 @@ class WorkerConfig:
         threads: that the process computes with; torch's own choice when None. Results have the same bits where this
             is the same, and agree in distribution only where it is not.
         path: folders that the process looks for the user's own modules in.
+        code: these modules, for a machine that has no such folders, see `users_code.shipped`.
     """
 
     store: Path
@@ -177,10 +178,12 @@ class WorkerConfig:
     device: str = "auto"
     threads: int | None = None
     path: tuple[str, ...] = ()
+    code: tuple[tuple[str, bytes], ...] = ()
 
     def open(self) -> Worker:
         """A worker in this process; each data set is read once."""
         sys.path[:] = [*sys.path, *(folder for folder in self.path if folder not in sys.path)]
+        users_code.unpack(self.code)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
 
