@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import nn
 
 import brittle
 from brittle.errors import InputError
-from brittle.models.classifier import as_classifier
+from brittle.models.classifier import TwoClasses, as_classifier
 from brittle.models.networks import frozen, logits_of, seeded
 
 with seeded(0):
@@ -29,7 +30,7 @@ SHAPES = {
 class Answers(nn.Module):
     """A network whose logits are given back in another way."""
 
-    def __init__(self, how, net=NET):
+    def __init__(self, how, net: nn.Module = NET):
         super().__init__()
         self.net, self.how = net, how
 
@@ -81,19 +82,22 @@ def test_one_output_is_two_classes(flat, probability, gradient):
 
 def test_a_logit_that_lies_between_0_and_1_is_no_probability():
     inside = Answers(lambda z: 0.5 + z / 100, ONE).eval()
-    assert not as_classifier(inside, IMAGES).probability
+    found = as_classifier(inside, IMAGES)
+    assert isinstance(found, TwoClasses)
+    assert not found.probability
 
 
 @pytest.mark.filterwarnings("error")
 def test_attacks_take_what_is_no_module_and_models_of_one_output():
     labels = (ONE(IMAGES)[:, 0] > 0).long()
     wanted = brittle.attacks.square(as_classifier(ONE, IMAGES), IMAGES, labels, eps=0.3, queries=40)
-    found = brittle.attacks.square(lambda x: ONE(x).detach().numpy()[:, 0], IMAGES, labels, eps=0.3, queries=40)
+    answering: Any = lambda x: ONE(x).detach().numpy()[:, 0]  # noqa: E731
+    found = brittle.attacks.square(answering, IMAGES, labels, eps=0.3, queries=40)
     assert wanted.success.any()
     assert torch.equal(found.adversarial, wanted.adversarial)
     assert brittle.attacks.pgd(ONE, IMAGES, labels, eps=0.3, steps=5).success.any()
     with pytest.raises(InputError, match=r"torch\.nn\.Module"):
-        brittle.attacks.pgd("resnet", IMAGES, labels)
+        brittle.attacks.pgd(cast(Any, "resnet"), IMAGES, labels)
 
 
 def test_a_classifier_is_itself_and_a_model_s_words_are_kept():
@@ -105,7 +109,7 @@ def test_a_classifier_is_itself_and_a_model_s_words_are_kept():
     with pytest.raises(
         InputError, match=r"^the model fails on images \(12, 1, 8, 8\): Input height \(8\) doesn't match"
     ):
-        brittle.attacks.pgd(fails, IMAGES, torch.zeros(12, dtype=torch.int64))
+        brittle.attacks.pgd(cast(Any, fails), IMAGES, torch.zeros(12, dtype=torch.int64))
 
 
 def modeless():

@@ -189,10 +189,17 @@ def opened(
 
     asked = named.named if model is None else named.beside(model)
     if is_key(asked.text):
-        scaled = {} if model else {"mean": asked.mean, "std": asked.std}
-        given = {"weights": asked.weights, "network": asked.network}
-        store = how.open_store()
-        found = load_model(asked.text, data=data, device=device, store=store, trust=how.trust, **given, **scaled)
+        found = load_model(
+            asked.text,
+            weights=asked.weights,
+            network=asked.network,
+            mean=None if model else asked.mean,
+            std=None if model else asked.std,
+            data=data,
+            device=device,
+            store=how.open_store(),
+            trust=how.trust,
+        )
         return found, {}
     options = load.options_for(asked, data)
     images = data.test[:PROBED].images

@@ -157,7 +157,7 @@ def options_for(named: Named, data: Data | None) -> dict[str, Any]:
     own = is_own(named.builder)
     if data is None or named.builder.startswith(TIMM) or not (own or named.network is not None):
         return {}
-    make = _found("network", named.builder)
+    make: Any = _found("network", named.builder)
     return {} if isinstance(make, nn.Module) or not callable(make) else fitted_options(make, {}, data)
 
 
