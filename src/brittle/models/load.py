@@ -157,8 +157,11 @@ def options_for(named: Named, data: Data | None) -> dict[str, Any]:
     own = is_own(named.builder)
     if data is None or named.builder.startswith(TIMM) or not (own or named.network is not None):
         return {}
-    make: Any = _found("network", named.builder)
-    return {} if isinstance(make, nn.Module) or not callable(make) else fitted_options(make, {}, data)
+    found: Any = _found("network", named.builder)
+    if isinstance(found, nn.Module) or not callable(found):
+        return {}
+    make: Callable[..., Any] = found
+    return fitted_options(make, {}, data)
 
 
 def _network(named: Named, options: Mapping[str, Any], trust: bool, say: Say) -> nn.Module:
