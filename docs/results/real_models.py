@@ -230,7 +230,8 @@ def pretrained_rnet() -> Model:
     network = mtcnn.RNet().eval()
     Path("faces.py").write_text(
         "from facenet_pytorch.models.mtcnn import RNet\nfrom torch import nn\nclass Faces(nn.Module):\n"
-        " def __init__(self):\n  super().__init__()\n  self.net = RNet()\n def forward(self, x): return self.net(x)[1]\n"
+        " def __init__(self):\n  super().__init__()\n  self.net = RNet()\n"
+        " def forward(self, x): return self.net(x)[1]\n"
     )
     options = {"mean": 0.5, "std": 128 / 255}
     return Model("faces.py:Faces", lambda x: network((x - 0.5) / (128 / 255))[1], 24, options, two=True)
