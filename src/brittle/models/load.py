@@ -58,6 +58,12 @@ class Named:
         return self.network or self.text
 
     @property
+    def label(self) -> str:
+        """A short name for tables: the callable's, or the file's or folder's, without points."""
+        last = Path(self.builder).name
+        return re.split("[.:]", last)[-1] if self.is_import else last.replace(".", "-")
+
+    @property
     def is_import(self) -> bool:
         """Whether an import path names the network, whose code runs."""
         elsewhere = packages.is_folder(self.text) or Path(self.builder).suffix in (".pt2", ".onnx", *WEIGHTS)

@@ -119,7 +119,7 @@ def opened_params(
         name: list(v) if isinstance(v, tuple) else v for name, v in asdict(replace(named, one_output=outputs)).items()
     }
     return {
-        "network": named.builder,
+        "network": named.label,
         "network_options": dict(options),
         "sha256": digest,
         OPENED: {**told, "trust": trust, "shape": shape},
