@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from brittle.data import Data
 from brittle.errors import unknown
+from brittle.models.inference import logits_in_batches
 from brittle.models.softmax import SignedLog
 from brittle.progress import Progress, part, silent
 from brittle.study.kinds.network.cell import loaded, untrained
@@ -179,7 +180,9 @@ def units(
     images, labels, held_out = (each.to(device) for each in _looked_at(data, params["images"]))
     layers, of = params["layers"], params["of"]
     told = part(progress, 0, 1, 10)
-    profile = convolutional_gradient(class_gradient(model, images, labels, layers, of=of, progress=told))
+    profile = _of_all_classes(
+        model, images, labels, class_gradient(model, images, labels, layers, of=of, progress=told)
+    )
     active = activity(model, images, layers, progress=silent)
     each = _each(model, images, labels, layers, of, part(progress, 1, 2, 10))
     orders = _orders(profile, active, params["classes"], params["random"], params["seed"])
@@ -201,6 +204,19 @@ def units(
     knocked = _counted(curves, params["classes"], params["random"], held_out)
     maps = _maps(model, images[held_out], labels[held_out], stored["profile"], layers, params["classes"])
     return scalars, {"units": stored, "knockout": knocked, "maps": maps}
+
+
+def _of_all_classes(
+    model: nn.Module, images: Tensor, labels: Tensor, found: Mapping[str, SignedLog]
+) -> dict[str, SignedLog]:
+    """For each layer (K, units), the convolutional gradients found: 0 of classes without images."""
+    classes, own = logits_in_batches(model, images[:1]).shape[1], labels.unique()
+    whole = {}
+    for name, values in convolutional_gradient(found).items():
+        empty = torch.full((classes, values.log10.shape[1]), -torch.inf, dtype=torch.float64, device=images.device)
+        sign = torch.zeros_like(empty, dtype=torch.int8).index_copy(0, own, values.sign)
+        whole[name] = SignedLog(sign, empty.index_copy(0, own, values.log10))
+    return whole
 
 
 def _looked_at(data: Data, most: int) -> tuple[Tensor, Tensor, Tensor]:
