@@ -130,7 +130,7 @@ def test_the_lead_at_the_smallest_perturbation_is_larger_than_rounding(name: str
     own = logits.gather(1, labels[:, None])
     lead = logits.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True) - own
     assert found.success.all()
-    assert (lead > 2e-5 * logits.abs().amax(1, keepdim=True)).all()
+    assert (lead > 0.9e-5 * logits.abs().amax(1, keepdim=True)).all()
     if p == 0:
         return
     weight = model[1].weight.detach()

@@ -24,9 +24,9 @@ SIGMAS = 3.0  # by which the share of wrong runs must exceed that of the clean i
 PROBED = 8  # images that are asked for again
 SPREAD = 1e-4  # relative difference of two runs: the order of sums on several threads or a GPU gives about 1e-6
 APART = 0.01  # relative difference alone and in a batch: this lets 16-bit rounding through
-LEAD = 3e-5  # of the largest logit: sums of float32 in another order differ by about 1e-6
+LEAD = 1e-5  # of the largest logit: sums of float32 in another order differ by about 1e-6
 NEAR = 0.01  # of the largest logit: who is farther behind was not on the border
-LONGER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # times a perturbation, tried in turn
+LONGER = tuple(1e-5 * 1.5**step for step in range(29))  # times a perturbation, tried in turn: up to 0.85
 
 Nature = Literal["plain", "varies", "by batch"]
 Reached = Callable[[Tensor, Tensor], Tensor]  # from logits (n, K) and rows (n,) to (n,) bool: as wanted
