@@ -8,8 +8,8 @@ Melamed et al. 2024). All walks of a norm share the best image so far, and begin
   steps on the others make up for them. A later walk may take up pixels that were dropped.
 - L1: steps of Adam, each followed by the proximal step of weight x |x' - x|_1 (as PDPGD's, Matyasko and Chau 2021, and
   EAD's, Chen et al. 2018), with a weight that rises while the row is as wanted and falls while it is not.
-- L2: first steps of the gradient's direction on a sphere that shrinks and grows (DDN, Rony et al. 2019), then Carlini
-  and Wagner's objective with its c moving in the same way (`carlini_l2`).
+- L2: by turns steps along the gradient of the log-odds on a sphere that shrinks and grows (DDN, Rony et al. 2019), and
+  Carlini and Wagner's objective with its c moving in the same way (`carlini_l2`).
 - L-infinity: steps of Adam in a cube that shrinks and grows (`carlini_linf`).
 
 At the end of a walk the best perturbation is made smaller by bisection.
@@ -158,9 +158,8 @@ class _Sphere(Norm):
     """DDN: steps along the gradient, on a sphere that shrinks while the row is as wanted and grows while it is not."""
 
     p = 2
-    hinge = False
-    change = 0.05  # of the radius, at first
-    faster = 0.2  # while nothing has been found
+    odds = True
+    change = 0.15  # of the radius, at first
 
     def begin(self, aim: Aim, rows: Tensor, best: Best) -> Runs:
         images, (lead, gradient, _) = aim.images[rows], aim.lead_and_gradient(aim.images[rows], rows)
@@ -170,8 +169,7 @@ class _Sphere(Norm):
 
     def step(self, best: Best, live: Runs, look: Look, fading: Tensor) -> None:
         best.offer(live.row, look.seen, look.distance, look.fits)
-        found = best.distance[live.row].isfinite()
-        up = 1 + torch.where(found, self.change * fading.clamp(min=0.2), self.faster)
+        up = 1.01 + self.change * fading
         live.bound = live.bound * torch.where(look.fits, 1 / up, up)
         steep = torch.linalg.vector_norm(look.gradient.flatten(1), dim=1).clamp(min=1e-30)
         change = look.change - look.gradient * wide(live.bound * live.rate / steep)
@@ -185,17 +183,18 @@ class _Proximal(Norm):
 
     p = 1
     change = 0.2  # of the weight, by which it rises or falls at first
+    least = 0.1  # of the steepest slope, is the weight at first
     pace = 0.3  # of the largest change of a value that a linear model needs: length of the first steps
 
     def begin(self, aim: Aim, rows: Tensor, best: Best) -> Runs:
         """A linear model is fooled by moving the values of the steepest slopes to 0 or 1, and the last one in part: its
-        slope is the weight."""
+        slope is the weight, at least a share of the steepest where all values together would not do."""
         images, (lead, gradient, _) = aim.images[rows], aim.lead_and_gradient(aim.images[rows], rows)
         best.spent(rows)
         steep, order = gradient.flatten(1).abs().sort(dim=1, descending=True)
         room = torch.where(gradient > 0, images, 1 - images).flatten(1).gather(1, order)
         last = ((steep * room).cumsum(1) < lead[:, None]).sum(1).clamp(max=steep.shape[1] - 1)
-        weight = steep.gather(1, last[:, None]).squeeze(1).clamp(min=1e-30)
+        weight = torch.maximum(steep.gather(1, last[:, None]).squeeze(1), self.least * steep[:, 0]).clamp(min=1e-30)
         return Runs.begin(rows, images, weight, self.pace * (lead / weight).clamp(0.01, 1))
 
     def step(self, best: Best, live: Runs, look: Look, fading: Tensor) -> None:

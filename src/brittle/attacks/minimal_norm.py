@@ -68,7 +68,7 @@ def search(aim: Aim, norm: Norm, plan: Plan, best: Best, progress: Progress) -> 
                 live = live.joined(begun(waiting[:room]))
                 waiting = waiting[room:]
             live.turn = live.turn + 1
-            norm.step(best, live, Look.at(aim, best, live, hinge=norm.hinge), live.fading(plan.max_iterations))
+            norm.step(best, live, Look.at(aim, best, live, norm), live.fading(plan.max_iterations))
             over = live.turn >= plan.max_iterations
             if plan.abort_early:
                 over |= live.stalls(best, plan.max_iterations)
@@ -112,13 +112,17 @@ class Aim(Request):
         """What the model is shown: the images, or the nearest whose values are whole 255ths."""
         return (images * 255).round() / 255 if self.quantize else images
 
-    def lead_and_gradient(self, images: Tensor, rows: Tensor, *, hinge: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def lead_and_gradient(
+        self, images: Tensor, rows: Tensor, *, hinge: bool = True, odds: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The lead, its gradient where the hinge lets it through, and whether the rows are as wanted.
 
         Where the model answers with NaN or more than a float holds, the gradient is 0: the search must not take it in.
         """
 
         def objective(logits: Tensor, part: slice) -> Tensor:
+            if odds:
+                return self.goal.loss(logits, rows[part], "exact")
             lead = self.lead(logits, rows[part])
             return lead.clamp(min=-self.goal.confidence) if hinge else lead
 
@@ -257,10 +261,10 @@ class Look:
     fits: Tensor  # (n,) bool, whether it is as wanted
 
     @classmethod
-    def at(cls, aim: Aim, best: Best, live: Runs, *, hinge: bool) -> Look:
+    def at(cls, aim: Aim, best: Best, live: Runs, norm: Norm) -> Look:
         """At where the runs have come to, counted."""
         seen = aim.seen(live.image)
-        _, gradient, fits = aim.lead_and_gradient(seen, live.row, hinge=hinge)
+        _, gradient, fits = aim.lead_and_gradient(seen, live.row, hinge=norm.hinge, odds=norm.odds)
         best.spent(live.row)
         return cls(aim.images[live.row], seen, gradient, fits)
 
@@ -288,6 +292,7 @@ class Norm(Protocol):
 
     p: float  # 0, 1, 2 or inf
     hinge = True  # whether a row that is as wanted has no gradient
+    odds = False  # whether the gradient is that of the log-odds, which heeds all classes, rather than the lead's
 
     def begin(self, aim: Aim, rows: Tensor, best: Best) -> Runs:
         """The first runs of `rows` (n,)."""
