@@ -196,6 +196,20 @@ def test_a_cell_that_names_foreign_code_is_refused(ran):
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("text", ["os.mkdir", "hostile.py:net", "net.pt2", "whole.pt"])
+def test_a_cell_that_says_how_its_model_is_opened_is_refused_where_that_is_code(ran, text):
+    Path("hostile.py").write_text(f"import os\nos.mkdir({str(ran)!r})\ndef net(): ...\n")
+    store = Store("store")
+    told = {"text": text, "weights": None, "network": None, "mean": None, "std": None, "one_output": None}
+    how = {**told, "trust": not text.startswith(("os.", "hostile")), "shape": [1, 28, 28]}
+    params = {"network": "net", "network_options": {}, "sha256": "0" * 64, "opened": how}
+    cell = kept(store, new_cell("adopt net", "adopt", params))
+    for call in (scheduler.recall, scheduler.recall_network):
+        assert "is code from outside brittle, and was not run: --trust allows it" in refused(call, store, cell.key)
+    assert "--trust" in refused(opened, cell.key, store=store)
+    assert not ran.exists()
+
+
 def test_a_record_that_does_not_belong_to_its_key_is_refused(ran):
     store = Store("store")
     forged = {"network": "os.mkdir", "network_options": {"path": str(ran)}, "temperature": 1.0, "seed": 0}
