@@ -146,6 +146,8 @@ patterns of the units; both of its ends are the distance itself.
 
 {exact}
 
+Where both exact ends differ, 20 seconds on a busy machine were not enough.
+
 ## Where they do not
 
 The relaxation puts each unit that may be on either side between two lines, and what that leaves open adds up over

@@ -181,5 +181,7 @@ def stepped(
         outputs = answers(model, moved)
         surely = -Goal(labels).lead(outputs).double() > unit * largest  # other batches round otherwise
         first = Goal(labels).reached(outputs) & surely & far.isinf()
+        for row in first.nonzero().flatten().tolist():  # alone, which rounds otherwise than a batch
+            first[row] = bool(Goal(labels[row : row + 1]).reached(answers(model, moved[row : row + 1])))
         best[first], far[first] = moved[first], _sizes(moved, images, norm)[first]
     return best, far

@@ -17,6 +17,7 @@ from brittle.certify.balls import Ball
 from brittle.certify.bounds import Problem, Proof
 from brittle.certify.bracket import closest, stepped
 from brittle.certify.operations import Bent, MaxPool, Rows
+from brittle.certify.radius import radius
 from brittle.certify.reading import Network
 from brittle.errors import InputError
 from brittle.models.networks import frozen
@@ -79,9 +80,17 @@ def exact(
             raise InputError(f"exact distances need a piecewise linear network, and {one.name} is not one of its kind")
     adversarial = closest(model, asked.images, asked.goal.labels, norm="linf", evaluations=200)
     correct = ~Goal(asked.goal.labels).reached(asked.clean)
+    proved = radius(model, images, labels).radius
     found = []
     for number in range(len(images)):
-        search = _Search(model, problem, torch.tensor([number]), asked.images[number : number + 1], float(time_limit))
+        search = _Search(
+            model,
+            problem,
+            torch.tensor([number]),
+            asked.images[number : number + 1],
+            float(time_limit),
+            float(proved[number]),
+        )
         with torch.no_grad():
             found.append(search.run(adversarial[number : number + 1], bool(correct[number])))
         told(number + 1, len(images))
@@ -119,6 +128,7 @@ class _Search:
     which: Tensor  # (1,)
     image: Tensor  # (1, C, H, W), as the model takes it
     time_limit: float
+    proved: float  # what linear relaxation says
 
     def run(self, adversarial: Tensor, correct: bool) -> tuple[float, float, bool, float, Tensor, str]:
         """The ends, whether it is solved, seconds, the adversarial image, and why the solver failed."""
@@ -153,7 +163,7 @@ class _Search:
                     best, upper = point, size
                 if size <= answer.fun + TOLERANCE:
                     break
-        return min(lower, upper), upper, solved, time.monotonic() - begun, best, failure
+        return min(max(lower, self.proved), upper), upper, solved, time.monotonic() - begun, best, failure
 
     def _verified(self, solution: np.ndarray, rival: int, label: Tensor) -> tuple[Tensor, float]:
         """The solver's image, or the nearest one to the original beyond the border that it lies on; inf if none fools.
@@ -227,11 +237,14 @@ class _Program:
         cost = np.zeros(self.columns)
         cost[self.start[-1]] = 1
         low, high = (np.concatenate([part[side] for part in parts]) for side in (1, 2))
+        ends: list[Any] = [np.concatenate(self.low), np.concatenate(self.high)]  # scipy's stubs know numbers alone
+        limits: list[Any] = [low, high]
+        bounds, rows = Bounds(*ends), LinearConstraint(matrix, *limits)
         return milp(
             cost,
             integrality=np.concatenate(self.whole),
-            bounds=Bounds(np.concatenate(self.low), np.concatenate(self.high)),
-            constraints=LinearConstraint(matrix, low, high),
+            bounds=bounds,
+            constraints=rows,
             options={"time_limit": seconds, "mip_rel_gap": 0.0},
         )
 

@@ -50,10 +50,11 @@ class Rows:
 
     def _places(self, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         assert self.corner is not None
-        return tuple(
+        down, right = (
             (self.corner[:, axis, None] + torch.arange(self.values.shape[1 + axis])).clamp(0, size[axis] - 1)
             for axis in (0, 1)
         )
+        return down, right
 
     def clipped(self, shape: Sequence[int]) -> Rows:
         """The same with zeros outside of the tensor (C, H, W); written out where the windows are nearly all of it."""
@@ -319,9 +320,12 @@ class Lines:
     @classmethod
     def of(cls, low: Tensor, high: Tensor, below: Tensor | None, above: Tensor) -> Lines:
         """The same, laid out as rows are gathered."""
-        taps = (last_to_first(first_to_last(each.flatten(0, 1))).unflatten(0, each.shape[:2]) for each in (low, high))
-        shifts = (None if each is None else last_to_first(first_to_last(each)) for each in (below, above))
-        return cls(*taps, *shifts)
+
+        def laid(values: Tensor) -> Tensor:
+            return last_to_first(first_to_last(values))
+
+        slopes = (laid(each.flatten(0, 1)).unflatten(0, each.shape[:2]) for each in (low, high))
+        return cls(*slopes, None if below is None else laid(below), laid(above))
 
     def largest(self, size: Tensor) -> Tensor:
         """(B,): bound of |slopes| |h| + |constant|, for the largest |h| (B,) of the input."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, functionalize
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from brittle.certify import relaxations
@@ -155,7 +156,7 @@ class _Reading:
 
     def _step(self, node: Node, held: dict[Node, Any]) -> Any:
         """A constant, or the place of a new tensor."""
-        args, options = torch.fx.node.map_arg((node.args, node.kwargs), lambda one: held.get(one))
+        args, options = map_arg((node.args, node.kwargs), lambda one: held.get(one))
         flat = [*args, *options.values()]
         if not any(isinstance(one, _Place) or _has_place(one) for one in flat):
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
@@ -401,10 +402,10 @@ def _batch_norm(
     if mean is None or any(training):
         raise _Unknown("normalises by the batch")
     over = (len(mean), *(1 for _ in reading.shape_of(node)[1:]))
-    wide = [None if one is None else one.double().view(over) for one in (weight, bias, mean, variance)]
-    centred = reading.scaled(node, place, 1.0, -wide[2])
-    factor = (1.0 if wide[0] is None else wide[0]) / (wide[3] + eps).sqrt()
-    return reading.scaled(node, centred, factor, 0.0 if wide[1] is None else wide[1])
+    gain, shift = (None if one is None else one.double().view(over) for one in (weight, bias))
+    centred = reading.scaled(node, place, 1.0, -mean.double().view(over))
+    factor = (1.0 if gain is None else gain) / (variance.double().view(over) + eps).sqrt()
+    return reading.scaled(node, centred, factor, 0.0 if shift is None else shift)
 
 
 def _relu(reading: _Reading, node: Node, place: Any) -> _Place:

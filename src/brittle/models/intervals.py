@@ -67,8 +67,7 @@ def _through(name: str, layer: nn.Module, low: Tensor, high: Tensor) -> tuple[Te
     elif isinstance(layer, nn.Linear):
         middle, spread = layer(middle), F.linear(spread, layer.weight.abs())
     elif isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
-        how = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        middle, spread = layer(middle), F.conv2d(spread, layer.weight.abs(), None, *how)
+        middle, spread = layer(middle), layer._conv_forward(spread, layer.weight.abs(), None)
     else:
         raise InputError(f"certified training cannot bound layer {name} ({type(layer).__name__})")
     return middle - spread, middle + spread
