@@ -57,10 +57,11 @@ def checked(attack: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(attack)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        batch_size = None if own else kwargs.pop(BATCH_SIZE.name, None)
+        batch_size: Any = None if own else kwargs.pop(BATCH_SIZE.name, None)
         check_options(attack, kwargs)
+        call: Callable[..., R] = attack
         with asking(batch_size) as asked, torch.inference_mode(False), torch.enable_grad():
-            found = attack(*_as_classifier(*args), **kwargs)
+            found = call(*_as_classifier(*args), **kwargs)
         if asked.unfit and not asked.known:
             said = f"{asked.unfit:,} of {asked.answered:,} answers of the model were NaN or infinity"
             warnings.warn(f"{said}: none counts as fooled", stacklevel=2)
@@ -71,11 +72,12 @@ def checked(attack: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _as_classifier(model: Any, *others: Any) -> tuple[Any, ...]:
+def _as_classifier(*given: Any) -> tuple[Any, ...]:
     """The arguments with the model as a classifier, where the next argument is images to ask it about."""
-    images = others[0] if others else None
-    asked = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point() and images.numel() > 0
-    return (as_classifier(model, images) if asked and callable(model) else model, *others)
+    images = given[1] if len(given) > 1 else None
+    if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point() and images.numel() > 0:
+        return (as_classifier(given[0], images) if callable(given[0]) else given[0], *given[1:])
+    return given
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, object], *, given: Collection[str] = ()) -> None:
