@@ -86,8 +86,9 @@ def minimal(
         if several and rival == 0 and left >= 4 * RIVALS:
             nearest = _nearest(aim, best, p, nearest[:, :RIVALS])
             left -= 2 * nearest.shape[1]
-        aimed = several and rival is not None
-        one = replace(aim, rivals=nearest[:, rival % nearest.shape[1]]) if aimed else aim
+        one = aim
+        if several and rival is not None:
+            one = replace(aim, rivals=nearest[:, rival % nearest.shape[1]])
         search(one, walk, Plan(steps, longer=LONGER**turn), best, silent)
         left -= 2 * (steps + 1)
         if p and left >= BISECTIONS:
