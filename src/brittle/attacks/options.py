@@ -72,11 +72,11 @@ def checked(attack: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _as_classifier(*given: Any) -> tuple[Any, ...]:
+def _as_classifier(*given: Any) -> Sequence[Any]:
     """The arguments with the model as a classifier, where the next argument is images to ask it about."""
-    images = given[1] if len(given) > 1 else None
+    model, images, *_ = *given, None, None
     if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point() and images.numel() > 0:
-        return (as_classifier(given[0], images) if callable(given[0]) else given[0], *given[1:])
+        return [as_classifier(model, images) if callable(model) else model, *given[1:]]
     return given
 
 
