@@ -116,7 +116,7 @@ def test_another_machine_would_see_the_images_fooled(norm: float):
 
 
 @every_norm
-@pytest.mark.parametrize("evaluations", [1, 7, 110])
+@pytest.mark.parametrize("evaluations", [1, 7, 65, 110])
 def test_the_budget_is_kept(norm: float, evaluations: int):
     model = Counting(convnet(gain=3))
     images = pictures(5)

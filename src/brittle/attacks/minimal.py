@@ -80,12 +80,12 @@ def minimal(
     nearest, total = asked.ranked(torch.arange(len(labels), device=asked.images.device)), 2 * evaluations
     left = total  # passes
     for turn, (walk, steps, rival) in enumerate(_walks(p, values)):
-        steps = min(steps, left // 2 - 1)  # one evaluation to begin
-        if steps < 1 or not len(asked.waiting):
-            break
         if several and rival == 0 and left >= 4 * RIVALS:
             nearest = _nearest(aim, best, p, nearest[:, :RIVALS])
             left -= 2 * nearest.shape[1]
+        steps = min(steps, left // 2 - 1)  # one evaluation to begin
+        if steps < 1 or not len(asked.waiting):
+            break
         one = aim
         if several and rival is not None:
             one = replace(aim, rivals=nearest[:, rival % nearest.shape[1]])
