@@ -945,8 +945,9 @@ def test_classes_without_images_are_left_out_and_said():
 def test_layers_of_a_compiled_model_are_found_by_the_names_they_had():
     plain, images, labels = convnet(gain=3).eval(), pictures(8), torch.arange(8) % 4
     expected = class_gradient(plain, images, labels, ["1"])["1"].log10
-    whole = torch.compile(copy.deepcopy(plain), backend="eager")
-    inside = nn.Sequential(torch.compile(copy.deepcopy(plain), backend="eager"))
+    whole: Any = torch.compile(copy.deepcopy(plain), backend="eager")
+    part: Any = torch.compile(copy.deepcopy(plain), backend="eager")
+    inside = nn.Sequential(part)
     own = copy.deepcopy(plain)
     own.compile(backend="eager")
     for model, names in ((whole, ("1", "_orig_mod.1")), (inside, ("0.1", "0._orig_mod.1")), (own, ("1",))):

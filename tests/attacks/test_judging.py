@@ -121,7 +121,8 @@ def test_ordinary_models_are_plain_in_any_precision_and_batch():
 def test_the_lead_at_the_smallest_perturbation_is_larger_than_rounding(name: str, p: float):
     """Of a linear model the border is known: in L2 the lead over |dw|, in L-infinity over |dw|_1."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    last = nn.Linear(36, 4)
+    model = nn.Sequential(nn.Flatten(), last)
     images = 0.4 + 0.2 * IMAGES
     labels = predicted(model, images)
     with warnings.catch_warnings(action="error"):
@@ -133,7 +134,7 @@ def test_the_lead_at_the_smallest_perturbation_is_larger_than_rounding(name: str
     assert (lead > 0.9e-5 * logits.abs().amax(1, keepdim=True)).all()
     if p == 0:
         return
-    weight = model[1].weight.detach()
+    weight = last.weight.detach()
     clean, way = model(images).detach(), weight[labels][:, None] - weight[None]
     ahead = clean.gather(1, labels[:, None]) - clean
     distance = ahead / torch.linalg.vector_norm(way, ord=1 if p == math.inf else 2, dim=2)

@@ -100,7 +100,7 @@ def test_once_no_image_is_left_nothing_more_is_attacked():
 @pytest.mark.parametrize("form", ["whole", "inside", "own"])
 def test_a_compiled_model_is_audited_as_the_one_inside(form: str):
     plain = audited(NET, LABELS[:8], IMAGES[:8])
-    model = copy.deepcopy(NET)
+    model: Any = copy.deepcopy(NET)
     if form == "own":
         model.compile(backend="eager")
     else:

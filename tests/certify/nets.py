@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,10 @@ PIXELS = 2
 ORDERS = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}
 
 
-def tiny(seed: int, hidden: int = 3) -> tuple[nn.Sequential, Tensor, Tensor]:
+def tiny(seed: int, hidden: int = 3) -> tuple[Any, Tensor, Tensor]:
     """A ReLU network of two pixels, two classes and three units, float64; images, some with pixels at 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, hidden), nn.ReLU(), nn.Linear(hidden, 2)).double()
+    network: Any = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, hidden), nn.ReLU(), nn.Linear(hidden, 2)).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -26,7 +27,7 @@ def tiny(seed: int, hidden: int = 3) -> tuple[nn.Sequential, Tensor, Tensor]:
     return network, images, network(images).argmax(1)
 
 
-def nearest(network: nn.Sequential, image: Tensor, label: int) -> dict[str, float]:
+def nearest(network: Any, image: Tensor, label: int) -> dict[str, float]:
     """The exact distance of a `tiny` network's nearest image of the other class, in each norm; inf if there is none.
 
     In each pattern of the units the border is a line. In two dimensions the nearest point of a region is where two
@@ -66,10 +67,12 @@ def nearest(network: nn.Sequential, image: Tensor, label: int) -> dict[str, floa
 class Everything(nn.Module):
     """Every layer that can be bounded, with strides, paddings, dilations, groups, sums and concatenations."""
 
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3, padding="same")
-        self.norm = nn.BatchNorm2d(4)
+        self.norm: Any = nn.BatchNorm2d(4)
         self.pool = nn.AvgPool2d(2)
         self.grouped = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2)
         self.far = nn.Conv2d(4, 4, 3, padding=2, dilation=2)

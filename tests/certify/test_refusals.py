@@ -27,8 +27,8 @@ class Does(nn.Module):
 class BatchOnly(nn.BatchNorm1d):
     """Batch normalisation that stays in training mode."""
 
-    def forward(self, values):
-        return nn.functional.batch_norm(values, None, None, training=True)
+    def forward(self, input):
+        return nn.functional.batch_norm(input, None, None, training=True)
 
 
 REFUSED = {

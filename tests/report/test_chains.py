@@ -14,6 +14,7 @@ from made import chain, network, report, sized
 
 from brittle.drawing import charts
 from brittle.measures import Share
+from brittle.study.kinds import colours
 from brittle.study.kinds.attack import chains, figures
 from brittle.study.kinds.lines import Line, lines
 from brittle.study.store.results import Report
@@ -151,7 +152,7 @@ def test_survival_has_a_row_a_generation_and_the_control_in_each(drawn: Callable
     assert [axes.get_ylabel().split("\n")[0] for axes in panels[::2]] == ["teacher", "assistant", "student"]
     for axes in panels[::2]:
         solid = [line.get_color() for line in axes.lines if line.get_linestyle() == "-"]
-        assert solid == [*figures.heat(made()).values(), charts.INK]
+        assert solid == [*colours.heat(made()).values(), charts.INK]
     assert panels[-1].get_xlabel() == "change allowed, L∞"
 
 
@@ -210,13 +211,13 @@ def test_success_is_not_drawn_where_every_image_is_fooled():
 def test_a_model_s_colour_is_its_temperature_s_where_there_are_many():
     colour = figures.colours(made())
     assert colour["teacher T=40"] == colour["student T=40"] != colour["teacher T=1"]
-    assert list(figures.key(made())) == ["T = 1", "T = 5", "T = 20", "T = 40"]
-    assert figures.line_colours(made())["control"] == charts.INK
+    assert list(colours.key(made())) == ["T = 1", "T = 5", "T = 20", "T = 40"]
+    assert colours.line_colours(made())["control"] == charts.INK
 
 
 def test_many_generations_have_a_colour_each():
     found = report(*chain(of, names=[f"g{n}" for n in range(8)]), paper=None)
-    assert len(set(figures.line_colours(found).values())) == 8
+    assert len(set(colours.line_colours(found).values())) == 8
     assert Line("g0", 0, ()).temperatures == []
 
 

@@ -62,7 +62,7 @@ def test_landmarks_have_names_of_their_own(build: Build, monkeypatch: pytest.Mon
     for kind in ("attack", "measure"):
         monkeypatch.setattr(f"brittle.study.kinds.{kind}.view._FIRST", 1)  # two of the three classes are folded away
     outline = Outline(html(gather(build(), "tiny")))
-    regions = [one["aria-label"] for _, one in outline.seen if one.get("role") == "region"]
+    regions = [str(one["aria-label"]) for _, one in outline.seen if one.get("role") == "region"]
     assert len(regions) == len(set(regions))
     assert sum("Other classes" in label for label in regions) == 2
 

@@ -390,6 +390,7 @@ def cluster(nodes: int = 2) -> Iterator[tuple[Any, list[Any]]]:
 def ray_workers_killed(folder: Path, times: int = 4, seed: int = 0) -> Survived:
     """SIGKILL of a process of Ray in the middle of a cell."""
     draw, home, kills = random.Random(seed), folder / "ray-workers", 0
+    victims: list[int] = []
     with cluster() as (ray, _):
         running = begin(home, "--engine", "ray", "--address", ray.address)
         while running.poll() is None and kills < times:

@@ -304,7 +304,7 @@ class Weighted(Operation):
     def back(self, rows: Rows, shapes: Sequence[Sequence[int]]) -> tuple[list[Rows], Tensor | float]:
         """Taken back by torch's own derivative."""
         values = rows.whole(self.shape).values
-        _, taken_back = torch.func.vjp(self.function, values.new_zeros(len(values), *shapes[0]))
+        taken_back = torch.func.vjp(self.function, values.new_zeros(len(values), *shapes[0]))[1]
         return [Rows(taken_back(values)[0])], 0.0
 
 
@@ -324,8 +324,8 @@ class Lines:
         def laid(values: Tensor) -> Tensor:
             return last_to_first(first_to_last(values))
 
-        slopes = (laid(each.flatten(0, 1)).unflatten(0, each.shape[:2]) for each in (low, high))
-        return cls(*slopes, None if below is None else laid(below), laid(above))
+        flat, steep = (laid(each.flatten(0, 1)).unflatten(0, each.shape[:2]) for each in (low, high))
+        return cls(flat, steep, None if below is None else laid(below), laid(above))
 
     def largest(self, size: Tensor) -> Tensor:
         """(B,): bound of |slopes| |h| + |constant|, for the largest |h| (B,) of the input."""

@@ -249,6 +249,6 @@ def jacobian_float32(
     inputs = images.detach().clone().requires_grad_(True)
     with frozen(model), torch.enable_grad():
         probabilities = softmax(logits_of(model, inputs).float(), temperature)
-        classes = probabilities.shape[1]
-        rows = [input_gradient(probabilities[:, i].sum(), inputs, retain_graph=i + 1 < classes) for i in range(classes)]
+        last = probabilities.shape[1] - 1
+        rows = [input_gradient(probabilities[:, i].sum(), inputs, retain_graph=i < last) for i in range(last + 1)]
     return torch.stack(rows, 1)

@@ -46,8 +46,8 @@ def attack(cell: Cell, parents: Parents, context: Context) -> Outcome:
         options["progress"] = context.progress
     if lookup.takes(function, "flips"):
         clean = logits_in_batches(model, images)
-    if lookup.takes(function, "flips") and len(LEVELS) * clean.numel() * images[0, 0].numel() <= SHARED:
-        options["flips"] = flip_logits(model, images, clean, progress=context.progress)
+        if len(LEVELS) * clean.numel() * images[0, 0].numel() <= SHARED:
+            options["flips"] = flip_logits(model, images, clean, progress=context.progress)
     if params.get("targets") == "every":
         function = functools.partial(every_target, function)
     tensors, said = {}, {}
