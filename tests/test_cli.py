@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -332,7 +333,7 @@ def test_the_data_of_a_network_are_its_own_until_others_are_named(brittle, tmp_p
         f"this network was trained on {tmp_path / 'mine.npz'}; digits has other images" in brittle(*asked, *ON).stderr
     )
     said = brittle(*asked, "--data", tmp_path / "small.npz", "-q", code=2).stderr.splitlines()[-1]
-    assert said.startswith("error: the network does not take images of small, (1, 8, 8): ")
+    assert said.startswith("error: the model fails on images (2, 1, 8, 8): ")
     assert "only 10 test images; all are used" in brittle(*asked, "--rows", 5000).stderr
 
 
@@ -444,8 +445,10 @@ def test_images_of_mixed_sizes_and_empty_classes_are_said_by_name(brittle, tmp_p
     assert "cats" in one_line(brittle("train", "--data", tmp_path / "empty", code=2))
     for name, size in (("cats", 8), ("dogs", 9)):
         (tmp_path / "mixed" / name).mkdir(parents=True)
-        Image.new("L", (size, size)).save(tmp_path / "mixed" / name / "1.png")
-    assert "1.png" in one_line(brittle("train", "--data", tmp_path / "mixed", code=2))
+        for number in range(3):
+            Image.new("L", (size, size)).save(tmp_path / "mixed" / name / f"{number}.png")
+    said = one_line(brittle("train", "--data", tmp_path / "mixed", code=2))
+    assert re.search(r"cats/\d.png is 8 x 8 and .*dogs/\d.png is 9 x 9 pixels", said)
 
 
 # What is interrupted ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rich.markup import escape
 from brittle.cli import options
 from brittle.cli.bars import Bars, duration, err, out
 from brittle.cli.options import Images, Named
-from brittle.errors import InputError, first_line, unknown
+from brittle.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -246,11 +246,8 @@ def check_fits(model: nn.Module, data: Data, device: torch.device) -> None:
     try:
         with frozen(model), torch.no_grad():
             logits = logits_of(model, data.test[:2].images.to(device))
-    except InputError:
-        raise
-    except Exception as error:  # it may be anybody's code
-        shape = tuple(data.image_shape)
-        raise InputError(f"the network does not take images of {data.name}, {shape}: {first_line(error)}") from error
+    except InputError as error:
+        raise InputError(f"{data.name}: {error}") from error
     shape, classes = tuple(logits.shape), len(data.classes)
     if len(shape) != 2 or shape[0] != min(2, len(data.test)) or shape[1] < classes:
         raise InputError(f"the network must return {classes} logits an image of {data.name}, got {shape}")
