@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -88,6 +89,11 @@ def here(tmp_path_factory):
         (folder / "data").mkdir(exist_ok=True)
         shape = (60, 1, 28, 28) if name == "mnist" else (60, 3, 32, 32)
         np.savez(folder / "data" / f"{name}.npz", images=np.zeros(shape, np.float32), labels=np.arange(60) % 10)
+    for name in ("cats", "dogs"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for size in (230, 300):
+            Image.new("RGB", (size, size + 7)).save(folder / "photos" / name / f"{size}.jpg")
+    (folder / "imagenet_classes.txt").write_text("birds\ncats\ndogs\n")
     return folder
 
 
@@ -133,13 +139,14 @@ def test_commands_of_the_docs_run(run, key, command, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "code", [pytest.param(code, id=page.name) for page in PAGES for code in blocks(page, "python")]
-)
-def test_code_of_the_docs_runs(code):
-    for much, little in ((r"epochs=\d+", "epochs=1"), (r"rows=\d+", "rows=10"), (r"\[:\d+\]", "[:10]")):
-        code = re.sub(much, little, code)
-    exec(textwrap.dedent(code), {})
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_code_of_the_docs_runs(here, monkeypatch, page):
+    monkeypatch.chdir(here)
+    names = {}  # a block may use what those above it on the page made
+    for code in blocks(page, "python"):
+        for much, little in ((r"epochs=\d+", "epochs=1"), (r"rows=\d+", "rows=10"), (r"\[:\d+\]", "[:10]")):
+            code = re.sub(much, little, code)
+        exec(textwrap.dedent(code), names)
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_the_commands_make_every_kind_of_cell_and_every_difference_but_times_is_
     shutil.copytree(ran, other)
     put(record(other, "train"), lambda cell: cell["provenance"].update(seconds=1e9, processor="another"))
     assert list(compare.differences(ran, other)) == []
-    put(record(other, "adopt"), lambda cell: cell["files"]["weights.safetensors"].update(sha256=""))
+    put(record(other, "attack"), lambda cell: next(iter(cell["files"].values())).update(sha256=""))
     put(record(other, "audit"), lambda cell: cell["scalars"].update(more=1))
     put(record(other, "carriers"), lambda cell: cell.update(title="another"))
     shutil.move(record(other, "label").parent, other / "store" / "cells" / "another")
@@ -83,7 +83,7 @@ def test_the_commands_make_every_kind_of_cell_and_every_difference_but_times_is_
         file = other / name
         file.write_text(file.read_text().replace("standard", "plain"))
     found = "\n".join(compare.differences(ran, other))
-    for kind in ("adopt", "audit", "carriers"):
+    for kind in ("attack", "audit", "carriers"):
         assert f"{record(ran, kind).relative_to(ran)} differs" in found
     assert f"{record(ran, 'label').relative_to(ran)} is in {ran} alone" in found
     assert f"store/cells/another/cell.json is in {other} alone" in found
