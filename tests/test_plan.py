@@ -9,8 +9,9 @@ from problems import TABLES, blobs
 
 from brittle.errors import InputError
 from brittle.study import expand as plan_module
-from brittle.study import kinds, schema
+from brittle.study import schema
 from brittle.study.expand import expand
+from brittle.study.kinds.attack import cell as attack_cell
 
 
 def expanded(**tables):
@@ -58,9 +59,9 @@ def test_an_attack_of_a_version_of_its_own_leaves_the_others_cells_as_they_are(m
         return {cell.title: cell.key for cell in plan.cells}
 
     before = keys()
-    function = kinds.FUNCTIONS["attack"]
+    function = attack_cell.FUNCTIONS["attack"]
     versions = {**function.versions, "brittle.attacks.song_2": 99}
-    monkeypatch.setitem(kinds.FUNCTIONS, "attack", replace(function, versions=versions))
+    monkeypatch.setitem(attack_cell.FUNCTIONS, "attack", replace(function, versions=versions))
     changed = {title for title, key in keys().items() if key != before[title]}
     assert changed == {title for title in before if title.startswith("song_2")} != set()
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks.goal import Goal
+from brittle.errors import InputError
 from brittle.models.inference import answers, logits_in_batches
 from brittle.models.networks import frozen
 
@@ -40,8 +41,11 @@ def nature(model: nn.Module, images: Tensor, logits: Tensor) -> Nature:
         logits: (N, K), finite, what the model has said of them in a batch.
     """
     few = max(1, min(len(images), 2 * PROBED) // 2)
-    with frozen(model):
-        one, other, alone = answers(model, images[:few]), answers(model, images[:few]), answers(model, images[:1])
+    try:
+        with frozen(model):
+            one, other, alone = (answers(model, images[:count]) for count in (few, few, 1))
+    except InputError:  # it was exported for batches of one size, and cannot be asked for others
+        return "plain"
     if not ((one - other).abs().amax() <= SPREAD * one.abs().amax()):  # written so that NaN fails it
         return "varies"
     return "by batch" if max(apart(one, logits[:few]), apart(alone, logits[:1])) > APART else "plain"

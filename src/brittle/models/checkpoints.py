@@ -21,6 +21,7 @@ from brittle.models import users_code
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 WEIGHTS = (".safetensors", *PICKLES)
+_DEEPEST = 8  # dicts within each other, as a pickle may lie in itself
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network")  # in which order they are looked for
 _WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put between the names of layers
 _LATE = ".num_batches_tracked"  # a buffer that older files lack, and that evaluation does not read
@@ -73,7 +74,9 @@ def state_of(path: Path, found: Any, say: Say) -> Mapping[str, Tensor]:
     if isinstance(found, nn.Module):
         raise InputError(f"weights {path} hold a whole model: give the file as MODEL")
     state = found
-    while isinstance(state, Mapping) and not _is_state(state):
+    for _ in range(_DEEPEST):
+        if not isinstance(state, Mapping) or _is_state(state):
+            break
         states = {name: value for name, value in state.items() if isinstance(value, Mapping) and value}
         held = [name for name, value in states.items() if _is_state(value)]
         name = next((name for name in (*_NESTED, *held) if name in (held or states)), None)
