@@ -61,6 +61,19 @@ def data_root() -> Path:
 
 
 @pytest.fixture
+def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attacks do their search alone: no model is asked beside it what it returns, whether it varies, and what memory it
+    takes, and no found image is made longer for a surer lead.
+
+    What an attack counts is then all that a model sees. `test_judging.py` holds the questions and the lead.
+    """
+    monkeypatch.setattr("brittle.attacks.options.as_classifier", lambda model, images: model)
+    monkeypatch.setattr("brittle.attacks.result.nature", lambda model, images, logits: "plain")
+    monkeypatch.setattr("brittle.models.inference._bytes_of", lambda model, image: 0)
+    monkeypatch.setattr("brittle.attacks.judging.LEAD", -1.0)
+
+
+@pytest.fixture
 def empty_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in place of the user's cache, and none of brittle's settings in the environment."""
     cache = tmp_path / "cache"

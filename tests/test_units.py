@@ -307,6 +307,7 @@ def test_an_output_that_is_used_elsewhere_or_changed_in_place_has_its_own_gradie
         torch.testing.assert_close(found[(slice(None), slice(None), *index)], expected, atol=1e-8, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_one_backward_pass_gives_all_layers():
     """One forward pass a batch, and one image at the door."""
     model, images = Counting(convnet()), pictures(10)
@@ -367,6 +368,7 @@ def test_a_class_gradient_is_the_gradient_of_the_mean_prediction():
         assert found[(0, *index)].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-10)
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_only_images_of_the_classes_that_are_wanted_are_looked_at_and_rows_come_in_their_order():
     model = Counting(convnet())
     images, labels = pictures(12), torch.tensor([0, 1, 2, 3] * 3)
@@ -565,6 +567,7 @@ def test_many_knockouts_at_once_are_what_each_is_alone(kind: str, batch: int):
     assert len(found.unique(dim=0)) > 1
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_what_lies_ahead_of_a_knockout_is_computed_once_and_equal_sets_are_tried_once():
     first, second = Counting(nn.Conv2d(1, 3, 3)), Counting(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)))
     model = nn.Sequential(first, nn.Tanh(), second)

@@ -192,6 +192,7 @@ def test_a_quantised_image_is_one_that_8_bits_can_hold(attack: Callable[..., Att
     assert (predicted(model, stored) != labels)[found.success].all()
 
 
+@pytest.mark.usefixtures("unprobed")
 @both
 def test_restarts_find_nothing_farther_and_the_same_seed_finds_the_same(attack: Callable[..., AttackResult]):
     model, images = convnet(gain=3), pictures(8)
@@ -255,6 +256,7 @@ def test_a_row_gets_the_same_alone_and_in_a_crowd_that_does_not_fit_one_batch(at
         assert alone.forwards.tolist() == together.forwards[one].tolist()
 
 
+@pytest.mark.usefixtures("unprobed")
 @both
 def test_evaluations_are_counted_as_the_model_saw_them(attack: Callable[..., AttackResult]):
     model, images = Counting(convnet(gain=3)), pictures(300)

@@ -197,6 +197,7 @@ def test_a_row_gets_the_same_alone_and_in_a_crowd_that_does_not_fit_one_batch():
         assert alone.forwards.tolist() == together.forwards[one].tolist()
 
 
+@pytest.mark.usefixtures("unprobed")
 @every_attack
 def test_evaluations_are_counted_as_the_model_saw_them(attack: Callable[..., AttackResult]):
     model, images = Counting(convnet(gain=3)), pictures(300)

@@ -245,6 +245,7 @@ def changes(images: Tensor) -> int:
     return sum(int((images != level).any(1).sum()) for level in (0, 1))
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_a_flip_that_changes_nothing_is_not_evaluated_and_holds_the_clean_logits():
     model, images = Counting(convnet().eval()), pictures(3)
     clean = torch.full((3, 4), 7.0)  # not what the model says, so that it shows where it was copied

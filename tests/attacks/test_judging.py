@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from problems import convnet, pictures, predicted
+from problems import Counting, convnet, pictures, predicted
 from torch import Tensor, nn
 
 from brittle import attacks
@@ -141,3 +141,13 @@ def test_the_lead_at_the_smallest_perturbation_is_larger_than_rounding(name: str
     least = distance.scatter(1, labels[:, None], torch.inf).amin(1)
     assert (found.norm(p) >= 0.9999 * least).all()
     assert (found.norm(p) / least).median() < 1.01
+
+
+def test_what_every_model_is_asked_beside_an_attack_s_work():
+    """Two images for what it returns, one for the memory that it takes, and 8, 8 and 1 for whether it varies."""
+    model, images = Counting(convnet(gain=3)), pictures(40)
+    labels = predicted(model.model, images)
+    for beside in (2 + 1 + 8 + 8 + 1, 2 + 8 + 8 + 1):  # the memory is asked for once
+        model.sizes.clear()
+        found = attacks.pgd(model, images, labels, eps=1e-6, steps=1)
+        assert sum(model.sizes) == beside + int(found.forwards.sum()) + 2 * len(images)

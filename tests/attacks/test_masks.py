@@ -357,6 +357,7 @@ def test_a_batch_is_its_rows(attack: Callable[..., AttackResult]):
         torch.testing.assert_close(alone.adversarial[0], whole.adversarial[row], atol=1e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_evaluations_are_counted():
     model, images, labels, targets = problem()
     counting = Counting(model)

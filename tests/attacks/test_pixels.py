@@ -478,6 +478,7 @@ def test_no_more_pixels_are_tried_than_there_are(attack: Callable[..., AttackRes
     assert attack(Brightness(8.5), torch.zeros(1, 1, 3, 3), torch.tensor([0]), max_pixels=1_000).flips.tolist() == [9]
 
 
+@pytest.mark.usefixtures("unprobed")
 @every_attack
 def test_evaluations_are_counted_as_the_model_saw_them(attack: Callable[..., AttackResult]):
     """A lone row looks at all its 9 trials in one pass."""

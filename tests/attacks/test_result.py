@@ -88,6 +88,7 @@ def test_the_check_gives_the_clean_logits_and_leaves_the_model_as_it_was():
     torch.testing.assert_close(found, model.eval()(IMAGES).detach())
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_predictions_go_through_the_model_in_batches_and_ties_go_to_the_first_class():
     model = Counting(Constant((1.0, 2.0, 2.0)))
     assert predictions(model, torch.zeros(BATCH + 1, 1, 2, 2)).tolist() == [1] * (BATCH + 1)

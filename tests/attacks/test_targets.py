@@ -102,6 +102,7 @@ def test_how_many_classes_there_are_is_seen_where_all_labels_are_the_highest_and
     assert found.targets.tolist() == [1, 0, 1]
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_the_model_is_asked_for_its_classes_with_one_image_or_not_at_all():
     images, labels = pictures(3), torch.tensor([0, 1, 2])
 

@@ -44,6 +44,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the model")  # that it varies, or looks at the batch
 @pytest.mark.parametrize(("model", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_bounded_is_named_in_one_line(model, said):
     with pytest.raises(InputError, match=said) as caught:
