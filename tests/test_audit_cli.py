@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -331,11 +332,11 @@ class Ends(nn.Module):
             self.how()
         return self.layer(images.flatten(1))
 
-def runs_out(): raise RuntimeError("out of memory")
+def breaks(): raise RuntimeError("no such layer")
 def built(): sys.exit(0)
 def at_first(): return Ends(0, sys.exit)
 def in_the_middle(): return Ends(40, sys.exit)
-def fails(): return Ends(40, runs_out)
+def fails(): return Ends(40, breaks)
 """
 
 
@@ -354,14 +355,23 @@ def test_code_that_exits_is_no_robust_model(run, folder, model, said):
     assert said in one_line(run(model, *QUICK, "-q", code=2))
 
 
-def test_a_model_that_fails_in_the_middle_is_no_broken_one_and_leaves_a_traceback(run, folder):
+def test_a_model_that_fails_in_the_middle_is_no_broken_one(run, folder):
     (folder / "audit_exits.py").write_text(EXITS)
-    said = run("audit_exits:fails", *QUICK, "-q", code=70).stderr.splitlines()
+    said = one_line(run("audit_exits:fails", *QUICK, "-q", code=2))
+    assert re.fullmatch(r"error: the model fails on images \(\d+, 1, 28, 28\): RuntimeError: no such layer", said)
+
+
+def test_a_defect_of_brittle_has_a_code_of_its_own_and_leaves_a_traceback(run, monkeypatch):
+    def decide(*_arguments, **_options):
+        raise KeyError("a defect")
+
+    monkeypatch.setattr("brittle.auditing.decide", decide)
+    said = run("audit_mine:net", *PLAIN, "-q", code=70).stderr.splitlines()
     assert len(said) == 1
-    assert said[0].startswith("failed: RuntimeError: out of memory; the traceback is in ")
+    assert said[0].startswith("failed: KeyError: 'a defect'; the traceback is in ")
     trace = Path(said[0].rpartition(" is in ")[2]).read_text()
-    assert trace.startswith("brittle audit audit_exits:fails --data digits")
-    assert 'raise RuntimeError("out of memory")' in trace
+    assert trace.startswith("brittle audit audit_mine:net --weights plain.safetensors --data digits")
+    assert 'raise KeyError("a defect")' in trace
 
 
 @pytest.mark.parametrize(

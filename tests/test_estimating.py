@@ -185,7 +185,7 @@ def test_a_finished_study_did_half_to_twice_what_was_estimated(tmp_path):
         most = 1.1 if cell.function in ("train", "label", "measure", "masks") else 2  # nothing there may end early
         assert cell.function == "select" or 1 / most < counted.operations / cost.operations < most, cell.title
         done += counted.operations
-    assert {cell.function for cell in plan} == kinds.FUNCTIONS.keys() - {"adopt", "audit"}
+    assert {cell.function for cell in plan} == kinds.FUNCTIONS.keys() - {"adopt", "audit", "bracket"}
     whole = total(costs.values())
     assert whole.operations == pytest.approx(done, rel=0.3)
 
