@@ -333,7 +333,7 @@ def test_the_data_of_a_network_are_its_own_until_others_are_named(brittle, tmp_p
         f"this network was trained on {tmp_path / 'mine.npz'}; digits has other images" in brittle(*asked, *ON).stderr
     )
     said = brittle(*asked, "--data", tmp_path / "small.npz", "-q", code=2).stderr.splitlines()[-1]
-    assert said.startswith("error: the model fails on images (2, 1, 8, 8): ")
+    assert said.startswith("error: small: the model fails on images (2, 1, 8, 8): ")
     assert "only 10 test images; all are used" in brittle(*asked, "--rows", 5000).stderr
 
 
