@@ -366,7 +366,7 @@ def test_a_defect_of_brittle_has_a_code_of_its_own_and_leaves_a_traceback(run, m
         raise KeyError("a defect")
 
     monkeypatch.setattr("brittle.auditing.decide", decide)
-    said = run("audit_mine:net", *PLAIN, "-q", code=70).stderr.splitlines()
+    said = run("audit_mine:net", *PLAIN, "--fresh", "-q", code=70).stderr.splitlines()
     assert len(said) == 1
     assert said[0].startswith("failed: KeyError: 'a defect'; the traceback is in ")
     trace = Path(said[0].rpartition(" is in ")[2]).read_text()
