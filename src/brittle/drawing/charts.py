@@ -6,6 +6,7 @@ Text and axes take the colour of the text around them, models that of `--model-1
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from brittle.drawing.text import escaped
+from brittle.drawing.text import escaped, legible
 from brittle.measures import mean_of_seeds
 
 if TYPE_CHECKING:
@@ -52,6 +53,29 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
 }
+
+
+def titled(titles: Sequence[str], height: float, margin: float, beside: str = "") -> tuple[Figure, list[Axes]]:
+    """A panel under each title, at most three side by side.
+
+    Args:
+        titles: of the panels.
+        height: of a row of panels, in inches.
+        margin: of the figure, above them.
+        beside: the label of the y axis that all then share.
+    """
+    across = min(3, len(titles))
+    down = math.ceil(len(titles) / across)
+    figure = Figure(figsize=(WIDTH, margin + height * down), layout="constrained")
+    panels = figure.subplots(down, across, sharey=bool(beside), squeeze=False).flatten().tolist()
+    for axes, title in zip(panels, titles, strict=False):
+        axes.set_title(legible(title, 30))
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
+    for axes in panels[::across]:
+        axes.set_ylabel(beside)
+    for axes in panels[len(titles) :]:
+        axes.remove()
+    return figure, panels[: len(titles)]
 
 
 def banded(

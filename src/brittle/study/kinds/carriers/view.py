@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import torch
-from matplotlib.figure import Figure
 
-from brittle.drawing.charts import COLOURS, INK, STYLE, WIDTH, banded, svg_of
-from brittle.drawing.text import legible, over_seeds
+from brittle.drawing.charts import COLOURS, INK, STYLE, banded, svg_of, titled
+from brittle.drawing.text import over_seeds
 from brittle.study.kinds.carriers.cell import Carriers
 from brittle.study.kinds.units.cell import RANDOM
 
@@ -58,22 +56,14 @@ def curves(report: Report) -> str:
     if not rows:
         return ""
     with matplotlib.rc_context(STYLE):
-        across = min(3, len(rows))
-        down = math.ceil(len(rows) / across)
-        figure = Figure(figsize=(WIDTH, 0.5 + 2.5 * down), layout="constrained")
-        drawn = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
-        for axes, (label, seeds) in zip(drawn, rows.items(), strict=False):
+        figure, drawn = titled([*rows], 2.5, 0.5, beside="right, %")
+        for axes, seeds in zip(drawn, rows.values(), strict=True):
             for kind in orders(report):
                 for side, dashes in (("clean", (0, (3.2, 1.8))), ("adversarial", "solid")):
                     shares = torch.stack([one.share(kind, side) for _, one in seeds])
                     banded(axes, seeds[0][1].gone, 100 * shares, COLOUR[kind], linestyle=dashes, shade=0.14)
-            axes.set(title=legible(label, 30), xlabel="units gone", ylim=(-2, 102))
+            axes.set(xlabel="units gone", ylim=(-2, 102))
             axes.margins(x=0.01)
-            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
-        for axes in drawn[::across]:
-            axes.set_ylabel("right, %")
-        for axes in drawn[len(rows) :]:
-            axes.remove()
         return svg_of(figure, "carriers", "Clean and adversarial images that are right, against the units gone")
 
 

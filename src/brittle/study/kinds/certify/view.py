@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from brittle.certify.bracket import meets
-from brittle.drawing.charts import COLOURS, INK, STYLE, WIDTH, svg_of
-from brittle.drawing.text import legible
+from brittle.drawing.charts import COLOURS, INK, STYLE, svg_of, titled
 from brittle.measures import Share, share
 from brittle.study.kinds.certify.cell import Bracketed
 
@@ -88,11 +85,8 @@ def pictures(report: Report) -> str:
     if not drawn:
         return ""
     with matplotlib.rc_context(STYLE):
-        across = min(3, len(drawn))
-        down = math.ceil(len(drawn) / across)
-        figure = Figure(figsize=(WIDTH, 0.4 + 2.5 * down), layout="constrained")
-        panels = figure.subplots(down, across, squeeze=False).flatten()
-        for axes, line in zip(panels, drawn, strict=False):
+        figure, panels = titled([line.model for line in drawn], 2.5, 0.4)
+        for axes, line in zip(panels, drawn, strict=True):
             right = line.correct
             found, order = line.found[right].sort()
             proved = line.proved[right][order]
@@ -104,11 +98,8 @@ def pictures(report: Report) -> str:
             axes.plot(places[known], found[known], ".", color=COLOUR["found"], markersize=3)
             axes.plot(places[~known], upper[~known], "^", color=COLOUR["found"], markersize=3)
             axes.plot(places, proved, ".", color=COLOUR["proved"], markersize=3)
-            axes.set(title=legible(line.model, 30), xlabel="images, sorted", ylim=(0, 1.14 * top or 1))
+            axes.set(xlabel="images, sorted", ylim=(0, 1.14 * top or 1))
             axes.set_ylabel(f"{WORDS[line.norm]} distance")
-            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
-        for axes in panels[len(drawn) :]:
-            axes.remove()
         return svg_of(figure, "brackets", "Of each image the proved radius and the nearest adversarial image found")
 
 
@@ -118,11 +109,8 @@ def curves(report: Report) -> str:
     if not drawn:
         return ""
     with matplotlib.rc_context(STYLE):
-        across = min(3, len(drawn))
-        down = math.ceil(len(drawn) / across)
-        figure = Figure(figsize=(WIDTH, 0.4 + 2.3 * down), layout="constrained")
-        panels = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
-        for axes, line in zip(panels, drawn, strict=False):
+        figure, panels = titled([line.model for line in drawn], 2.3, 0.4, beside="images, %")
+        for axes, line in zip(panels, drawn, strict=True):
             ends = torch.cat([line.proved, line.found])
             top = float(ends[ends.isfinite()].max()) * 1.05 or 1.0
             at = torch.linspace(0, top, 120, dtype=torch.float64).tolist()
@@ -130,12 +118,7 @@ def curves(report: Report) -> str:
             axes.fill_between(at, proved, survived, color=INK, alpha=0.08, linewidth=0)
             axes.plot(at, proved, color=COLOUR["proved"])
             axes.plot(at, survived, color=COLOUR["found"])
-            axes.set(title=legible(line.model, 30), xlabel=f"ε, {WORDS[line.norm]}", ylim=(-2, 102), xlim=(0, top))
-            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
-        for axes in panels[::across]:
-            axes.set_ylabel("images, %")
-        for axes in panels[len(drawn) :]:
-            axes.remove()
+            axes.set(xlabel=f"ε, {WORDS[line.norm]}", ylim=(-2, 102), xlim=(0, top))
         return svg_of(figure, "shares", "Share of images that is proved and that survived, against eps")
 
 
