@@ -81,9 +81,12 @@ ENDS = ("proved", "found", "correct")
 def exact_table(images: int) -> str:
     """What the mixed-integer program makes of a network of ReLUs that is small enough."""
     digits = data.load("digits")
-    make = lambda: torch.nn.Sequential(  # noqa: E731
-        torch.nn.Flatten(), torch.nn.Linear(784, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
-    )
+
+    def make() -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(784, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
+        )
+
     model = fit(build(make, seed=0), digits, epochs=10, batch_size=16, seed=0).model
     x, y = digits.test.images[:images], digits.test.labels[:images]
     done, known = certify.bracket(model, x, y), certify.exact(model, x, y, time_limit=20)

@@ -136,7 +136,7 @@ The first network's strongest and weakest units, counted from 1, with their conv
 
 {units_table(found)}
 
-## What goes when they go
+## Accuracy while units are knocked out
 
 Error over all images in percent, the mean over identities 7, 10, 12, 14 and 15 and over the seeds:
 

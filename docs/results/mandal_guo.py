@@ -76,7 +76,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return middle if len(values) == 1 or ends[0] == ends[1] == middle else f"{middle} ({ends[0]}–{ends[1]})"
 
 
-def withstood(results: Mapping[str, Any]) -> str:
+def not_fooled(results: Mapping[str, Any]) -> str:
     """How many rows no change was found for, in all."""
     counts = [
         attack["arithmetic"]["result"]["robustness"]["withstood"]
@@ -105,7 +105,7 @@ def section(results: Mapping[str, Any], prefix: str, *, only_tested: bool = Fals
 ### The networks
 
 Means over the seeds, with the least and the most. Robustness is the mean size of the smallest changes found, over the
-images that a network had right; no change was found for {withstood(results)} images and targets.
+images that a network had right; no change was found for {not_fooled(results)} images and targets.
 
 {networks_table(results)}
 
@@ -192,7 +192,7 @@ One image of each class against every other class, on the assistant; the origina
   another's; read at 1, as the paper does, there is no factor 1/T, and what is small is what the saturated softmax
   leaves.
 - The paper does not say in which norm L2's changes are smaller than L0's, nor what becomes of images that are wrong
-  before the attack, or that withstand it.
+  before the attack, or that are not fooled.
 - It attacks logits. There a softmax at any temperature plays no part, float32 or not: the arithmetic bears on the
   sensitivity alone.
 """

@@ -173,7 +173,7 @@ factor, and the large logits saturate the softmax.
 ## Sample images, as in appendices A and B
 
 One test image of each digit: mean and largest gradient of the loss, and the pixels that each algorithm set (float32 →
-exact; – where the image withstood).
+exact; – where the image was not fooled).
 
 {samples_table(results)}
 {rest}"""
